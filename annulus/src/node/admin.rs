@@ -1,0 +1,135 @@
+//! The `Admin` service: the birth, and the state of the cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_proto::convert::{header_of, status_of};
+use annulus_proto::v1;
+use annulus_proto::v1::admin_client::AdminClient;
+use annulus_proto::v1::admin_server::Admin;
+use annulus_types::limits::DECODE_BYTES;
+use annulus_types::{Error, ErrorKind, GroupId, MemberRole, MemberRoute, NodeInfo};
+use tonic::{Request, Response, Status};
+
+use super::{Node, birth};
+
+/// A node that does not answer within this is left out of the state.
+const STATUS_LIMIT: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(super) struct AdminService(pub(super) Arc<Node>);
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn init(
+        &self,
+        request: Request<v1::InitRequest>,
+    ) -> Result<Response<v1::InitReply>, Status> {
+        let reply = birth::init(&self.0, request.get_ref()).await;
+        reply.map(Response::new).map_err(|error| status_of(&error))
+    }
+
+    async fn status(
+        &self,
+        request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusReply>, Status> {
+        let request = request.get_ref();
+        let header =
+            header_of(request.header.as_ref()).map_err(|error| status_of(&error))?;
+        self.0.serving.get(&header).map_err(|error| status_of(&error))?;
+        let reply = self.0.status(request.local).await;
+        reply.map(Response::new).map_err(|error| status_of(&error))
+    }
+}
+
+impl Node {
+    async fn status(&self, local: bool) -> Result<v1::StatusReply, Error> {
+        let Some(host) = self.host() else {
+            let reason = "this node belongs to no cluster yet".to_owned();
+            return Err(Error::refused(ErrorKind::NotReady { reason }));
+        };
+        let mut nodes = vec![self.own_status()];
+        let table = self.tables.annotated(&host);
+        if !local && let Some(table) = &table {
+            let others = table.nodes.iter().filter(|info| info.id != self.info.id);
+            let asked = others.map(|info| self.ask_status(info));
+            let answers = futures_util::future::join_all(asked).await;
+            nodes.extend(answers.into_iter().flatten());
+            nodes.sort_by_key(|node| node.info.as_ref().map_or(0, |info| info.id));
+        }
+        let manager = match host.group(GroupId::MANAGER) {
+            Some(group) => group
+                .status()
+                .members
+                .iter()
+                .map(|member| {
+                    let role =
+                        if member.voter { MemberRole::Voter } else { MemberRole::Learner };
+                    let (node, replica) = (member.node, member.replica);
+                    v1::MemberRoute::from(&MemberRoute { node, replica, role })
+                })
+                .collect(),
+            None => Vec::new(),
+        };
+        let table = table.as_ref().map(v1::RoutingTable::from);
+        Ok(v1::StatusReply { table, nodes, manager })
+    }
+
+    async fn ask_status(&self, info: &NodeInfo) -> Option<v1::NodeStatus> {
+        let asked = async {
+            let channel = annulus_raft::channel(&self.env, &info.addr).await.ok()?;
+            let mut client = AdminClient::new(channel).max_decoding_message_size(DECODE_BYTES);
+            let request = v1::StatusRequest { header: None, local: true };
+            client.status(request).await.ok()?.into_inner().nodes.into_iter().next()
+        };
+        tokio::time::timeout(STATUS_LIMIT, asked).await.ok().flatten()
+    }
+
+    /// What this node says of itself.
+    pub(super) fn own_status(&self) -> v1::NodeStatus {
+        let host = self.host();
+        let groups = host.as_ref().map(|host| host.groups()).unwrap_or_default();
+        let replicas = groups
+            .iter()
+            .map(|group| {
+                let status = group.status();
+                v1::ReplicaStatus {
+                    group: status.group.0,
+                    replica: status.replica.0,
+                    role: v1::Role::from(status.role).into(),
+                    term: status.term,
+                    leader: status.leader.map(|node| node.0),
+                    last_index: status.last_index,
+                    applied_index: status.applied_index,
+                    gate_open: status.gate_open,
+                    halted: status.halted.unwrap_or_default(),
+                }
+            })
+            .collect();
+        let shards = self
+            .shards
+            .all()
+            .iter()
+            .filter_map(|shard| {
+                let head = self.shards.head(shard).ok().flatten()?;
+                Some(v1::ShardStatus {
+                    shard: shard.id.0,
+                    group: shard.group.0,
+                    revision: head.revision.0,
+                    epoch: head.epoch.0,
+                    keys: head.keys,
+                    bytes: head.bytes,
+                })
+            })
+            .collect();
+        let space = self.env.disk.space(&self.config.data_dir);
+        v1::NodeStatus {
+            info: Some((&self.info).into()),
+            replicas,
+            shards,
+            engine_bytes: self.engine.stats().bytes,
+            disk_free_bytes: space.map_or(0, |space| space.free),
+            wal_bytes: host.map_or(0, |host| host.wal().stats().bytes_on_disk),
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! One node: a process with a data folder, three listeners, and, once it belongs to a cluster, a
+//! Raft host with the storage and manager roles on it.
+//!
+//! # Life
+//!
+//! A node starts *unborn*: it can describe itself and be adopted, nothing else. Adoption stores the
+//! cluster id, synced, and starts the host. Replicas come by the manager's push, or are held by the
+//! folder from before. The routing table on disk makes a node serve after a restart without the
+//! manager.
+//!
+//! # Failure
+//!
+//! A vital task that ends (the log's writer after a failed sync, first of all) stops the process:
+//! what was not acknowledged is lost, nothing else, and the next start begins from the disk.
+
+mod admin;
+mod birth;
+mod http;
+mod identity;
+mod peer;
+mod replicas;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_engine::Engine;
+use annulus_raft::{AddressBook, Host, Options};
+use annulus_runtime::{Env, Listener, OnEnd};
+use annulus_server::kv::ServingCell;
+use annulus_server::{KvService, RoutesService, ShardMachine, Shards, Tables};
+use annulus_shard_manager::ManagerMachine;
+use annulus_types::limits::DECODE_BYTES;
+use annulus_types::{ClusterId, GroupId, NodeId, NodeInfo};
+use annulus_wal::{Wal, Writer};
+use anyhow::Context as _;
+use parking_lot::Mutex;
+use tokio_stream::Stream;
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+pub use identity::{Folder, Identity, IdentityError};
+
+use crate::config::Config;
+
+/// How long a stopping node tries to hand a leadership over.
+const HAND_OVER: Duration = Duration::from_millis(800);
+
+/// A running node.
+pub struct Node {
+    pub(crate) env: Env,
+    pub(crate) config: Config,
+    pub(crate) info: NodeInfo,
+    pub(crate) folder: Mutex<Folder>,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) shards: Arc<Shards>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) book: Arc<AddressBook>,
+    pub(crate) serving: Arc<ServingCell>,
+    health: tonic_health::server::HealthReporter,
+    wal: Wal,
+    /// The log's writer until the host starts.
+    writer: Mutex<Option<Writer>>,
+    boot: (u64, u64),
+    /// One at a time: adoption, founding, pushes.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+    pub(crate) fence: Mutex<(u64, u64)>,
+    pub(crate) machines: Mutex<BTreeMap<GroupId, Arc<ShardMachine>>>,
+    pub(crate) manager: Mutex<Option<Arc<ManagerMachine>>>,
+}
+
+/// Addresses actually listened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Clients.
+    pub client: SocketAddr,
+    /// Other nodes.
+    pub peer: SocketAddr,
+    /// HTTP.
+    pub http: SocketAddr,
+}
+
+impl Node {
+    /// Opens the folder, listens, and serves until [`Node::stop`] or the end of a vital part.
+    ///
+    /// # Errors
+    /// When the folder, an address, the log or the engine cannot be used.
+    pub async fn start(env: Env, config: Config) -> anyhow::Result<Arc<Self>> {
+        let dir = config.data_dir.clone();
+        let id = NodeId(config.node_id);
+        let folder = Folder::open(&env, &dir, id)?;
+        let identity = folder.identity();
+        let listen = |addr: SocketAddr| {
+            let network = Arc::clone(&env.network);
+            async move {
+                network.listen(addr).await.with_context(|| format!("cannot listen on {addr}"))
+            }
+        };
+        let client = listen(config.listen).await?;
+        let peer = listen(config.peer_listen).await?;
+        let http = listen(config.http_listen).await?;
+        let info = NodeInfo {
+            id,
+            addr: client.local_addr().to_string(),
+            peer_addr: peer.local_addr().to_string(),
+            http_addr: http.local_addr().to_string(),
+            zone: config.zone.clone(),
+            weight: config.weight_hundredths(),
+            storage: config.has_storage(),
+            manager: config.has_manager(),
+        };
+        let (wal, writer) = replicas::open_log(&env, &config)?;
+        let engine = replicas::open_engine(&env, &config)?;
+        let shards = Shards::open(Arc::clone(&engine))?;
+        let tables = Arc::new(Tables::open(&env, &dir)?);
+        let book = Arc::new(AddressBook::default());
+        if let Some(table) = tables.current() {
+            book.from_table(&table.nodes);
+        }
+        book.told(info.clone());
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        let node = Arc::new(Self {
+            boot: (identity.boot_counter, env.random.u64()),
+            env,
+            config,
+            info,
+            folder: Mutex::new(folder),
+            tables,
+            shards,
+            engine,
+            book,
+            serving: Arc::new(ServingCell::default()),
+            health,
+            wal,
+            writer: Mutex::new(Some(writer)),
+            changing: tokio::sync::Mutex::new(()),
+            fence: Mutex::new((0, 0)),
+            machines: Mutex::new(BTreeMap::new()),
+            manager: Mutex::new(None),
+        });
+        node.serve(client, peer, http, health_service);
+        if !identity.cluster.is_unborn() {
+            let _changing = node.changing.lock().await;
+            node.begin(identity.cluster).await?;
+        }
+        node.env.tasks.spawn("discovery", OnEnd::StopNode, birth::discover(Arc::clone(&node)));
+        Ok(node)
+    }
+
+    /// The addresses listened on.
+    ///
+    /// # Panics
+    /// Never: the addresses came from listeners.
+    #[must_use]
+    pub fn info(&self) -> &NodeInfo {
+        &self.info
+    }
+
+    fn serve(
+        self: &Arc<Self>,
+        client: Arc<dyn Listener>,
+        peer: Arc<dyn Listener>,
+        http: Arc<dyn Listener>,
+        health: HealthServer<impl Health>,
+    ) {
+        use annulus_proto::v1::admin_server::AdminServer;
+        use annulus_proto::v1::kv_server::KvServer;
+        use annulus_proto::v1::peer_server::PeerServer;
+        use annulus_proto::v1::routes_server::RoutesServer;
+        let kv = KvServer::new(KvService::new(Arc::clone(&self.serving)))
+            .max_decoding_message_size(DECODE_BYTES)
+            .max_encoding_message_size(DECODE_BYTES);
+        let routes = RoutesServer::new(RoutesService::new(Arc::clone(&self.serving)));
+        let admin = AdminServer::new(admin::AdminService(Arc::clone(self)));
+        let peers = PeerServer::new(peer::PeerService(Arc::clone(self)))
+            .max_decoding_message_size(DECODE_BYTES)
+            .max_encoding_message_size(DECODE_BYTES);
+        let clients = tonic::transport::Server::builder()
+            .initial_stream_window_size(1024 * 1024)
+            .initial_connection_window_size(4 * 1024 * 1024)
+            .add_service(kv)
+            .add_service(routes)
+            .add_service(admin)
+            .add_service(health);
+        self.run_server("client server", client, clients);
+        let peers = tonic::transport::Server::builder()
+            .initial_stream_window_size(4 * 1024 * 1024)
+            .initial_connection_window_size(8 * 1024 * 1024)
+            .add_service(peers);
+        self.run_server("peer server", peer, peers);
+        let page = http::run(Arc::clone(self), http);
+        self.env.tasks.spawn("http server", OnEnd::StopNode, page);
+    }
+
+    fn run_server(
+        &self,
+        name: &'static str,
+        listener: Arc<dyn Listener>,
+        router: tonic::transport::server::Router,
+    ) {
+        let stopping = self.env.tasks.clone();
+        self.env.tasks.spawn(name, OnEnd::StopNode, async move {
+            let served = router.serve_with_incoming_shutdown(incoming(listener), async move {
+                stopping.stop_requested().await;
+            });
+            if let Err(error) = served.await {
+                tracing::error!(name, %error, "a server ended");
+            }
+        });
+    }
+
+    /// Starts the host: the node belongs to `cluster` now. Called under `changing`; a second call
+    /// changes nothing.
+    pub(crate) async fn begin(self: &Arc<Self>, cluster: ClusterId) -> anyhow::Result<()> {
+        let Some(writer) = self.writer.lock().take() else { return Ok(()) };
+        let options = Options::new(
+            cluster,
+            self.info.clone(),
+            self.folder.lock().identity().incarnation,
+            self.boot,
+            self.wal.newest_segment(),
+            self.config.timing(),
+        );
+        let host = Host::start(
+            &self.env,
+            options,
+            Arc::clone(&self.engine),
+            self.wal.clone(),
+            writer,
+            Arc::clone(&self.book),
+        )?;
+        self.open_held(&host).await?;
+        self.serving.set(Arc::new(annulus_server::kv::Serving {
+            env: self.env.clone(),
+            host,
+            shards: Arc::clone(&self.shards),
+            tables: Arc::clone(&self.tables),
+            node: self.info.id,
+        }));
+        self.env.tasks.spawn(
+            "shard keeper",
+            OnEnd::StopNode,
+            replicas::create_shards(Arc::clone(self)),
+        );
+        birth::resume(self).await?;
+        self.health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        Ok(())
+    }
+
+    /// The host, once the node belongs to a cluster.
+    pub(crate) fn host(&self) -> Option<Arc<Host>> {
+        self.serving.peek().map(|serving| Arc::clone(&serving.host))
+    }
+
+    /// Stops: leaderships handed over, no new requests, gates shut, groups ended, log flushed.
+    pub async fn stop(&self, reason: &str) {
+        if let Some(host) = self.host().filter(|_| !self.env.tasks.is_stopping()) {
+            host.hand_over(HAND_OVER).await;
+        }
+        self.env.tasks.request_stop(reason);
+        if let Some(host) = self.host() {
+            host.shut_down().await;
+        }
+        self.env.tasks.wind_down(Duration::from_secs(5)).await;
+    }
+}
+
+/// Connections of a listener as a stream; a failed accept is retried, it concerns one connection.
+fn incoming(
+    listener: Arc<dyn Listener>,
+) -> impl Stream<Item = Result<peer::Incoming, std::io::Error>> {
+    futures_util::stream::unfold(listener, |listener| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, addr)) => return Some((Ok(peer::Incoming::new(stream, addr)), listener)),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    // Out of file descriptors, most likely: let some close.
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        }
+    })
+}

@@ -1,0 +1,155 @@
+//! Opening what a folder holds, and bringing the shards of a new cluster into being.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_engine::{Engine, EngineKind};
+use annulus_raft::{Group, GroupSpec, Host, HostError, Machine};
+use annulus_runtime::{Env, OnEnd};
+use annulus_server::operation::Op;
+use annulus_server::ShardMachine;
+use annulus_shard_manager::{Driver, ManagerMachine};
+use annulus_types::token::MICRO_SLICES;
+use annulus_types::{GroupId, NodeId, ReplicaId, Role, RoutingTable};
+use annulus_wal::{Wal, Writer};
+
+use super::Node;
+use crate::config::Config;
+
+/// Opens the shared log.
+pub(super) fn open_log(env: &Env, config: &Config) -> anyhow::Result<(Wal, Writer)> {
+    let random = env.random.clone();
+    let dir = config.data_dir.join("log");
+    Ok(Wal::open(Arc::clone(&env.disk), &dir, config.wal_options(), move || random.u64())?)
+}
+
+/// Opens the engine; one that does not open is moved aside and made anew. Nothing is purged from
+/// the log yet, so that replaying it restores everything before a group's Raft runs.
+pub(super) fn open_engine(env: &Env, config: &Config) -> anyhow::Result<Arc<dyn Engine>> {
+    let dir: PathBuf = config.data_dir.join(format!("engine-{}", config.engine_kind()));
+    let kind: EngineKind = config.engine_kind();
+    let opened = annulus_engine::open_or_move_aside(env.disk.as_ref(), kind, &dir)?;
+    if let Some(aside) = opened.moved_aside {
+        tracing::warn!(
+            folder = %aside.display(),
+            "the engine did not open and was moved aside; it is rebuilt from the log"
+        );
+    }
+    Ok(opened.engine)
+}
+
+impl Node {
+    /// Opens every replica that the folder holds. A damaged one stays closed and says so; the
+    /// others serve.
+    pub(super) async fn open_held(self: &Arc<Self>, host: &Arc<Host>) -> anyhow::Result<()> {
+        let table = self.tables.current();
+        for (group, replica) in host.held() {
+            let found = table
+                .as_ref()
+                .map(|table| founders_if_home(table, group, self.info.id))
+                .unwrap_or_default();
+            let spec = GroupSpec { group, replica, found };
+            match self.open_replica(host, spec).await {
+                Ok(_) => {}
+                Err(HostError::Damaged { file, offset, reason }) => {
+                    tracing::error!(%group, %replica, file, offset, reason, "replica is damaged");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens one replica with the machine that its group needs.
+    pub(super) async fn open_replica(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        spec: GroupSpec,
+    ) -> Result<Arc<Group>, HostError> {
+        if let Some(group) = host.group(spec.group) {
+            return Ok(group);
+        }
+        let id = spec.group;
+        if id == GroupId::MANAGER {
+            let machine = ManagerMachine::open(self.engine.as_ref())?;
+            let group = host.open_group(spec, Arc::clone(&machine) as Arc<dyn Machine>).await?;
+            let plan = super::birth::stored_plan(self);
+            let driver = Driver::new(
+                self.env.clone(),
+                Arc::clone(host),
+                Arc::clone(&group),
+                Arc::clone(&machine),
+                plan,
+            );
+            *self.manager.lock() = Some(machine);
+            self.env.tasks.spawn("manager driver", OnEnd::StopNode, driver.run());
+            return Ok(group);
+        }
+        let machine = ShardMachine::open(id, Arc::clone(&self.shards))?;
+        let group = host.open_group(spec, Arc::clone(&machine) as Arc<dyn Machine>).await?;
+        self.machines.lock().insert(id, machine);
+        Ok(group)
+    }
+}
+
+/// The members of `group`, if `node` is its home: the home alone initialises a group, so that it is
+/// the first to lead it.
+pub(super) fn founders_if_home(
+    table: &RoutingTable,
+    group: GroupId,
+    node: NodeId,
+) -> BTreeMap<ReplicaId, NodeId> {
+    match table.group(group) {
+        Some(route) if route.home == node => {
+            route.members.iter().map(|member| (member.replica, member.node)).collect()
+        }
+        _ => BTreeMap::new(),
+    }
+}
+
+/// Proposes the shards of groups that this node leads and that host none yet, as the first table
+/// gives them. Later changes of a group's shards have entries of their own.
+pub(super) async fn create_shards(node: Arc<Node>) {
+    let mut ticker = tokio::time::interval(Duration::from_millis(20));
+    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while !node.env.tasks.is_stopping() {
+        ticker.tick().await;
+        let (Some(table), Some(host)) = (node.tables.current(), node.host()) else { continue };
+        let machines: Vec<(GroupId, Arc<ShardMachine>)> =
+            node.machines.lock().iter().map(|(id, machine)| (*id, Arc::clone(machine))).collect();
+        let mut all_exist = !machines.is_empty();
+        for (id, machine) in machines {
+            if !machine.hosted().is_empty() {
+                continue;
+            }
+            all_exist = false;
+            let Some(group) = host.group(id).filter(|group| group.role().0 == Role::Leader) else {
+                continue;
+            };
+            propose_shards(&table, &group).await;
+        }
+        if all_exist {
+            ticker = tokio::time::interval(Duration::from_millis(500));
+        }
+    }
+}
+
+async fn propose_shards(table: &RoutingTable, group: &Group) {
+    let Ok(count) = u16::try_from(MICRO_SLICES as usize / table.shards.len().max(1)) else {
+        return;
+    };
+    let creations = table.shards.iter().filter(|shard| shard.group == group.id()).map(|shard| {
+        let first = u16::try_from(shard.slice).unwrap_or(u16::MAX).saturating_mul(count);
+        let op = Op::Create { first, count, epoch: shard.epoch };
+        group.propose(shard.id, op.encode(), Duration::from_secs(2))
+    });
+    for created in futures_util::future::join_all(creations).await {
+        if let Err(error) = created {
+            tracing::info!(group = %group.id(), %error, "a shard is not created yet");
+            return;
+        }
+    }
+    tracing::info!(group = %group.id(), "shards created");
+}

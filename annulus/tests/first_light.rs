@@ -1,0 +1,157 @@
+//! Three real processes of the real binary: they store, replicate, answer, and survive kills.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use annulus_client::{Client, Consistency, ErrorKind, MayHaveApplied, NodeId};
+use annulus_harness::checkers::acknowledged;
+use annulus_harness::cluster::Cluster;
+use annulus_harness::process::wait_until;
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_annulus"))
+}
+
+async fn put(client: &Client, key: &str, value: &str) {
+    client.put(key.to_owned(), value.to_owned()).deadline(LONG).await.unwrap();
+}
+
+async fn get(client: &Client, key: &str) -> Option<String> {
+    let found = client.get(key.to_owned()).deadline(LONG).await.unwrap();
+    found.value.map(|value| String::from_utf8(value.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn a_write_survives_the_death_of_its_leader_and_of_everybody() {
+    let mut cluster = Cluster::start(program(), 3, "first-light").await.unwrap();
+    let client = cluster.client().await.unwrap();
+    for n in 0..50 {
+        put(&client, &format!("key-{n}"), &format!("value-{n}")).await;
+    }
+    let leader = cluster.leader_of(&client, "key-0").await.unwrap();
+    cluster.kill(leader).unwrap();
+    // The first attempt may reach the dead leader's connection: its outcome is then unknown, and
+    // only whoever knows that a repetition does no harm may repeat it.
+    wait_until("a write is acknowledged after the kill", LONG, || async {
+        client.put("key-0", "written after the kill").await.is_ok()
+    })
+    .await
+    .unwrap();
+    assert_eq!(get(&client, "key-1").await.as_deref(), Some("value-1"));
+
+    cluster.kill_all().unwrap();
+    cluster.move_ports().unwrap();
+    for node in cluster.nodes() {
+        cluster.start_node(node).unwrap();
+    }
+    cluster.wait_ready().await.unwrap();
+    let client = cluster.client().await.unwrap();
+    assert_eq!(get(&client, "key-0").await.as_deref(), Some("written after the kill"));
+    for n in 1..50 {
+        assert_eq!(get(&client, &format!("key-{n}")).await, Some(format!("value-{n}")));
+    }
+    assert_eq!(get(&client, "never-written").await, None);
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_under_a_kill_is_there_and_nothing_else() {
+    let mut cluster = Cluster::start(program(), 3, "kill").await.unwrap();
+    let client = cluster.client().await.unwrap();
+    let leader = cluster.leader_of(&client, "k0").await.unwrap();
+    let (mut acknowledged, mut unknown, mut refused) =
+        (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for n in 0..300 {
+        if n == 100 {
+            cluster.kill(leader).unwrap();
+        }
+        let (key, value) = (format!("k{n}"), format!("v{n}"));
+        let sent = client.put(key.clone(), value.clone()).deadline(Duration::from_secs(5)).await;
+        match sent {
+            Ok(_) => acknowledged.insert(key, value),
+            Err(error) if error.may_have_applied == MayHaveApplied::No => {
+                refused.insert(key, value)
+            }
+            Err(_) => unknown.insert(key, value),
+        };
+    }
+    assert!(acknowledged.len() > 250, "only {} of 300 acknowledged", acknowledged.len());
+    cluster.start_node(leader).unwrap();
+    cluster.wait_ready().await.unwrap();
+    let mut found = BTreeMap::new();
+    for n in 0..300 {
+        let key = format!("k{n}");
+        if let Some(value) = get(&client, &key).await {
+            found.insert(key, value);
+        }
+    }
+    acknowledged::check(&acknowledged, &unknown, &refused, &found).unwrap();
+}
+
+#[tokio::test]
+async fn without_a_majority_writes_say_no_and_any_reads_go_on() {
+    let mut cluster = Cluster::start(program(), 3, "minority").await.unwrap();
+    let client = cluster.client().await.unwrap();
+    put(&client, "k", "v").await;
+    let everywhere = wait_until("every node serves the value", LONG, || async {
+        for node in 1..=3 {
+            let read = client.get("k").consistency(Consistency::Any).from_node(NodeId(node));
+            match read.await {
+                Ok(found) if found.value.as_deref() == Some(b"v") => {}
+                _ => return false,
+            }
+        }
+        true
+    });
+    everywhere.await.unwrap();
+    cluster.kill(1).unwrap();
+    cluster.kill(2).unwrap();
+
+    // A write of the first moment may have been proposed; what is sent after a failure was said
+    // must be refused for good.
+    let limit = Duration::from_secs(2);
+    wait_until("the survivor knows that it is alone", LONG, || async {
+        let refused = client.put("k", "lost").deadline(limit).await;
+        refused.is_err_and(|error| error.may_have_applied == MayHaveApplied::No)
+    })
+    .await
+    .unwrap();
+    let error = client.put("k", "refused").deadline(limit).await.unwrap_err();
+    assert_eq!((error.kind, error.may_have_applied), (ErrorKind::NoQuorum, MayHaveApplied::No));
+    let error = client.get("k").deadline(limit).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NoQuorum);
+    let read = client.get("k").consistency(Consistency::Any).await.unwrap();
+    assert_eq!(read.receipt.node, NodeId(3));
+    assert!(read.value.is_some());
+
+    cluster.start_node(1).unwrap();
+    cluster.start_node(2).unwrap();
+    cluster.wait_ready().await.unwrap();
+    assert_ne!(get(&client, "k").await.as_deref(), Some("refused"));
+}
+
+#[tokio::test]
+async fn a_stopped_node_hands_over_and_bad_input_is_told_apart() {
+    let mut cluster = Cluster::start(program(), 3, "stop").await.unwrap();
+    let client = cluster.client().await.unwrap();
+    let again = client.init(0, 0, 0).await.unwrap();
+    assert!(!again.1, "a second init creates nothing");
+    let written = client.put("k", "v").deadline(LONG).await.unwrap();
+    let stale = client.cas("k", None, "other").await.unwrap_err();
+    assert_eq!(stale.kind, ErrorKind::PreconditionFailed { current: Some(written.version) });
+    let swapped = client.cas("k", Some(written.version), "w").await.unwrap();
+    assert!(swapped.version > written.version);
+    let empty = client.put("", "v").await.unwrap_err();
+    assert!(matches!(empty.kind, ErrorKind::BadRequest { ref field, .. } if field == "key"));
+    let large = client.put("k", vec![0; (1 << 20) + 1]).await.unwrap_err();
+    assert!(matches!(large.kind, ErrorKind::BadRequest { ref field, .. } if field == "value"));
+
+    let leader = cluster.leader_of(&client, "k").await.unwrap();
+    cluster.stop(leader).await.unwrap();
+    assert_eq!(get(&client, "k").await.as_deref(), Some("w"));
+    let deleted = client.delete("k").deadline(LONG).await.unwrap();
+    assert_eq!(deleted.version.0, 0);
+    assert_eq!(get(&client, "k").await, None);
+}

@@ -1,0 +1,121 @@
+//! An entry of ours: a header, then operations of many shards of the group (W5, W8, W9).
+//!
+//! ```text
+//! version u16 | group time ms u64 | wall time ms u64 | operations u32 |
+//!     per operation: shard u64 | length u32 | bytes
+//! ```
+//!
+//! Numbers are big-endian. The version is that of the *state machine* under whose rules every
+//! replica applies the entry (W8), not of this layout, which is the same for all versions so far.
+//! Wall time is information for people. What an operation means is the machine's business.
+
+use annulus_types::ShardId;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::types::Malformed;
+
+/// The state machine version that this build proposes.
+pub const MACHINE_VERSION: u16 = 1;
+
+/// Bytes of the header.
+pub const HEADER_BYTES: usize = 22;
+/// Bytes that an operation takes beside its own.
+pub const OPERATION_OVERHEAD: usize = 12;
+
+/// One operation on one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The shard that it names; refused at apply when that is not in the group (W8).
+    pub shard: ShardId,
+    /// What to do, in the machine's encoding.
+    pub body: Bytes,
+}
+
+/// A decoded entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryBody {
+    /// The state machine version it was proposed under.
+    pub version: u16,
+    /// The group's time, milliseconds.
+    pub group_time_ms: u64,
+    /// The proposer's wall clock, milliseconds since 1970.
+    pub wall_ms: u64,
+    /// In order of application.
+    pub operations: Vec<Operation>,
+}
+
+impl EntryBody {
+    /// The stored form.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let bodies: usize = self.operations.iter().map(|op| op.body.len()).sum();
+        let size = HEADER_BYTES + self.operations.len() * OPERATION_OVERHEAD + bodies;
+        let mut out = BytesMut::with_capacity(size);
+        out.put_u16(self.version);
+        out.put_u64(self.group_time_ms);
+        out.put_u64(self.wall_ms);
+        out.put_u32(u32::try_from(self.operations.len()).unwrap_or(u32::MAX));
+        for operation in &self.operations {
+            out.put_u64(operation.shard.0);
+            out.put_u32(u32::try_from(operation.body.len()).unwrap_or(u32::MAX));
+            out.put_slice(&operation.body);
+        }
+        out.freeze()
+    }
+
+    /// Reads the stored form; the operations share its buffer.
+    ///
+    /// # Errors
+    /// When it is cut short or has bytes left over.
+    pub fn decode(mut bytes: Bytes) -> Result<Self, Malformed> {
+        let short = |_| Malformed("entry is cut short");
+        let version = bytes.try_get_u16().map_err(short)?;
+        let group_time_ms = bytes.try_get_u64().map_err(short)?;
+        let wall_ms = bytes.try_get_u64().map_err(short)?;
+        let count = bytes.try_get_u32().map_err(short)?;
+        let mut operations = Vec::new();
+        for _ in 0..count {
+            let shard = ShardId(bytes.try_get_u64().map_err(short)?);
+            let length = bytes.try_get_u32().map_err(short)? as usize;
+            if bytes.len() < length {
+                return Err(Malformed("entry is cut short"));
+            }
+            operations.push(Operation { shard, body: bytes.split_to(length) });
+        }
+        if bytes.has_remaining() {
+            return Err(Malformed("entry has bytes left over"));
+        }
+        Ok(Self { version, group_time_ms, wall_ms, operations })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_round_trip_and_every_cut_is_refused() {
+        let body = EntryBody {
+            version: MACHINE_VERSION,
+            group_time_ms: 5,
+            wall_ms: 6,
+            operations: vec![
+                Operation { shard: ShardId(1), body: Bytes::from_static(b"one") },
+                Operation { shard: ShardId(2), body: Bytes::new() },
+            ],
+        };
+        let bytes = body.encode();
+        assert_eq!(
+            bytes.as_ref(),
+            b"\0\x01\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\x02\
+              \0\0\0\0\0\0\0\x01\0\0\0\x03one\0\0\0\0\0\0\0\x02\0\0\0\0"
+        );
+        for end in 0..bytes.len() {
+            assert!(EntryBody::decode(bytes.slice(..end)).is_err(), "{end}");
+        }
+        let mut longer = BytesMut::from(bytes.as_ref());
+        longer.put_u8(0);
+        assert!(EntryBody::decode(longer.freeze()).is_err());
+        assert_eq!(EntryBody::decode(bytes).unwrap(), body);
+    }
+}

@@ -1,0 +1,305 @@
+//! One group as its node's services see it: propose, read, look.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_runtime::Env;
+use annulus_types::{Error, ErrorKind, GroupId, NodeId, ReplicaId, Role, ServedBy, ShardId};
+use bytes::Bytes;
+use openraft::Raft;
+use openraft::async_runtime::watch::WatchReceiver as _;
+
+use crate::machine::StateMachine;
+use crate::packer::{Packer, Proposed};
+use crate::replica::ReplicaState;
+use crate::types::TypeConfig;
+
+/// A replica of a group on this node. Cheap to clone behind its `Arc`.
+pub struct Group {
+    pub(crate) env: Env,
+    pub(crate) replica: Arc<ReplicaState>,
+    pub(crate) raft: Raft<TypeConfig, StateMachine>,
+    pub(crate) packer: Arc<Packer>,
+}
+
+/// Leave to read local state now: it is at least as new as everything that was acknowledged when
+/// the request arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadGrant {
+    /// What vouches for it.
+    pub served_by: ServedBy,
+    /// The term in which it was granted.
+    pub term: u64,
+    /// The data is no older than this, microseconds.
+    pub staleness_bound_us: u64,
+}
+
+/// A member of a group as the replica knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its node.
+    pub node: NodeId,
+    /// Whether it votes.
+    pub voter: bool,
+}
+
+/// What a replica says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: GroupId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its part.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// The node that it has reason to believe leads.
+    pub leader: Option<NodeId>,
+    /// Last log index.
+    pub last_index: u64,
+    /// Last applied index.
+    pub applied_index: u64,
+    /// The group's time at it, milliseconds.
+    pub group_time_ms: u64,
+    /// Whether it leads and a majority said so just now.
+    pub gate_open: bool,
+    /// Why it serves nothing.
+    pub halted: Option<String>,
+    /// The members, by replica.
+    pub members: Vec<Member>,
+    /// Index of the membership entry.
+    pub membership_index: u64,
+}
+
+impl Group {
+    /// The group's id.
+    #[must_use]
+    pub fn id(&self) -> GroupId {
+        self.replica.group
+    }
+
+    /// This node's replica.
+    #[must_use]
+    pub fn replica(&self) -> ReplicaId {
+        self.replica.me
+    }
+
+    /// Proposes one operation on a shard and waits for the machine's reply, `limit` at most.
+    /// Dropping the future loses the answer, never the operation.
+    ///
+    /// # Errors
+    /// `NotLeader`, `NoQuorum`, `Overloaded`: it was not and will not be applied.
+    /// `OutcomeUnknown`: nobody can tell.
+    pub async fn propose(
+        &self,
+        shard: ShardId,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Proposed, Error> {
+        self.check_alive()?;
+        self.packer.propose(shard, body, limit).await
+    }
+
+    fn check_alive(&self) -> Result<(), Error> {
+        match self.replica.halted() {
+            Some(reason) => Err(Error::refused(ErrorKind::NotReady { reason })),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until a linearizable read may look at local state (R1, R2), `limit` at most. With
+    /// `strict` a confirmation round that begins after the call must vouch for it. Cancel-safe.
+    ///
+    /// # Errors
+    /// `NotLeader` at once when this replica does not lead; `NoQuorum` at the limit.
+    pub async fn read_grant(&self, strict: bool, limit: Duration) -> Result<ReadGrant, Error> {
+        self.check_alive()?;
+        match tokio::time::timeout(limit, self.grant(strict)).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::refused(ErrorKind::NoQuorum)),
+        }
+    }
+
+    async fn grant(&self, strict: bool) -> Result<ReadGrant, Error> {
+        let gate = &self.replica.gate;
+        let view = gate.view();
+        let Some(vote) = view.leading else { return Err(self.not_leader()) };
+        if !strict && gate.is_open(self.env.clock.boot()) {
+            // R2: loaded after the request arrived; whatever any follower was told is in it.
+            self.replica.wait_applied(gate.published()).await;
+            return Ok(self.granted(ServedBy::Lease, vote.term));
+        }
+        self.strict_index(vote).await?;
+        Ok(self.granted(ServedBy::ReadIndex, vote.term))
+    }
+
+    /// R1 d: load the index, then a quorum of confirms of `vote` whose frames left after that, then
+    /// apply up to it. Returns the index.
+    pub(crate) async fn strict_index(&self, vote: annulus_wal::Vote) -> Result<u64, Error> {
+        let gate = &self.replica.gate;
+        let mut watch = gate.watch();
+        // The first own-term entry is at or below `applied` once it is applied; before that the
+        // leader may not know what is committed.
+        loop {
+            let view = *watch.borrow_and_update();
+            if view.leading != Some(vote) || view.latched {
+                return Err(self.not_leader());
+            }
+            if view.own_entry_applied {
+                break;
+            }
+            if watch.changed().await.is_err() {
+                return Err(self.not_leader());
+            }
+        }
+        let index = gate.published().max(self.replica.applied().id.index);
+        let loaded = self.env.clock.boot();
+        if self.raft.trigger().heartbeat().await.is_err() {
+            return Err(self.not_leader());
+        }
+        loop {
+            let view = *watch.borrow_and_update();
+            if view.leading != Some(vote) || view.latched {
+                return Err(self.not_leader());
+            }
+            // Strictly later: a frame of the same microsecond may have left before the load.
+            if view.horizon.is_some_and(|horizon| horizon > loaded) {
+                break;
+            }
+            if watch.changed().await.is_err() {
+                return Err(self.not_leader());
+            }
+        }
+        self.replica.wait_applied(index).await;
+        Ok(index)
+    }
+
+    fn granted(&self, served_by: ServedBy, term: u64) -> ReadGrant {
+        let horizon = self.replica.gate.view().horizon;
+        let now = self.env.clock.boot();
+        let bound = horizon.map_or(0, |horizon| now.0.saturating_sub(horizon.0));
+        ReadGrant { served_by, term, staleness_bound_us: bound }
+    }
+
+    /// Hands leadership to the voter on `to` (H3). Before the act proposals are held back until the
+    /// target has flushed everything and the gate is latched; if the target does not get that far
+    /// within `limit`, everything is as before. Once openraft has been told, nothing can be taken
+    /// back: it refuses writes and sends no heartbeats until its term ends. Run it to its end.
+    ///
+    /// # Errors
+    /// `NotLeader` when this replica does not lead; `NoQuorum` when the target is not ready in time.
+    pub async fn transfer(&self, to: NodeId, limit: Duration) -> Result<(), Error> {
+        let Some(vote) = self.replica.gate.view().leading else { return Err(self.not_leader()) };
+        let target = self.status().members.into_iter().find(|m| m.node == to && m.voter);
+        let Some(target) = target.filter(|member| member.replica != self.replica.me) else {
+            return Err(Error::bad_request("node", format!("node {to} is not another voter")));
+        };
+        self.packer.hold(true);
+        let ready = tokio::time::timeout(limit, async {
+            self.packer.idle().await;
+            self.wait_flushed(target.replica).await;
+        });
+        if ready.await.is_err() {
+            self.packer.hold(false);
+            return Err(Error::refused(ErrorKind::NoQuorum));
+        }
+        let latched =
+            self.replica.gate.change(|core| core.view().leading == Some(vote) && core.latch());
+        // From here on nothing is lifted: the act is begun, or the term is over.
+        let told = latched && self.raft.trigger().transfer_leader(target.replica.0).await.is_ok();
+        self.packer.hold(false);
+        if told { Ok(()) } else { Err(self.not_leader()) }
+    }
+
+    /// Waits until `replica` has flushed the leader's whole log. Cancel-safe.
+    async fn wait_flushed(&self, replica: ReplicaId) {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let now = metrics.borrow_watched().clone();
+            let flushed = now
+                .replication
+                .as_ref()
+                .and_then(|matched| matched.get(&replica.0).cloned().flatten())
+                .map_or(0, |id| id.index);
+            if now.last_log_index.is_some_and(|last| flushed == last)
+                || metrics.changed().await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    fn not_leader(&self) -> Error {
+        let leader = self.replica.believed_leader();
+        let other = leader.filter(|(id, _)| *id != self.replica.me).map(|(_, node)| node);
+        Error::refused(ErrorKind::NotLeader { leader: other })
+    }
+
+    /// Whether an `any` read may be answered: the state is whole and verified (E6).
+    ///
+    /// # Errors
+    /// `NotReady` with the reason.
+    pub fn check_whole(&self) -> Result<(), Error> {
+        self.check_alive()?;
+        if self.replica.is_whole() {
+            return Ok(());
+        }
+        let reason = "the replica has not caught up since it was created".to_owned();
+        Err(Error::refused(ErrorKind::NotReady { reason }))
+    }
+
+    /// The group's time as applied here, milliseconds.
+    #[must_use]
+    pub fn group_time_ms(&self) -> u64 {
+        self.replica.applied().group_time_ms
+    }
+
+    /// This replica's part, and its term.
+    #[must_use]
+    pub fn role(&self) -> (Role, u64) {
+        let metrics = self.raft.server_metrics().borrow_watched().clone();
+        let term = metrics.vote.leader_id.term;
+        if self.replica.gate.view().leading.is_some() {
+            return (Role::Leader, term);
+        }
+        let voter = metrics.membership_config.voter_ids().any(|id| id == self.replica.me.0);
+        (if voter { Role::Follower } else { Role::Learner }, term)
+    }
+
+    /// What the replica says of itself. Costs two copies of small metrics.
+    #[must_use]
+    pub fn status(&self) -> GroupStatus {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let (role, term) = self.role();
+        let stored = &metrics.membership_config;
+        let voters: Vec<u64> = stored.voter_ids().collect();
+        let applied = self.replica.applied();
+        GroupStatus {
+            group: self.replica.group,
+            replica: self.replica.me,
+            role,
+            term,
+            leader: self.replica.believed_leader().map(|(_, node)| node),
+            last_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: applied.id.index,
+            group_time_ms: applied.group_time_ms,
+            gate_open: self.replica.gate.is_open(self.env.clock.boot()),
+            halted: self.replica.halted().or_else(|| {
+                metrics.running_state.as_ref().err().map(std::string::ToString::to_string)
+            }),
+            members: stored
+                .membership()
+                .nodes()
+                .map(|(id, seat)| Member {
+                    replica: ReplicaId(*id),
+                    node: seat.node,
+                    voter: voters.contains(id),
+                })
+                .collect(),
+            membership_index: stored.log_id().as_ref().map_or(0, |id| id.index),
+        }
+    }
+}

@@ -1,0 +1,584 @@
+//! The one Raft host of a process: its groups, its log and engine, its peer links.
+//!
+//! Storage and manager roles borrow the same host: separate logs would double every sync.
+//!
+//! # Invariants
+//!
+//! - A replica exists here only because [`Host::open_group`] was called for it: by a command of the
+//!   manager, or because the folder held it at the start. A peer's message never creates one (N1).
+//! - The birth of a replica is durable in the log before its Raft is built.
+//! - A replica that the folder held starts without elections and in quarantine for one lease (N3).
+//! - `enable_leader_restore` is off (architecture 9, rule 1): with an asynchronous log a restored
+//!   leader may reuse log ids for other entries.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_engine::{Engine, EngineError};
+use annulus_proto::v1;
+use annulus_runtime::{Env, OnEnd};
+use annulus_types::{ClusterId, GroupId, NodeId, NodeInfo, ReplicaId};
+use annulus_wal::{StreamId, Wal, WalError, Writer};
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{Config, Raft, SnapshotPolicy};
+use parking_lot::RwLock;
+use tokio::sync::oneshot;
+
+use crate::book::AddressBook;
+use crate::frames::Sender;
+use crate::gate::{Core, Gate, Lease, Weaken};
+use crate::group::Group;
+use crate::keeper;
+use crate::links::Links;
+use crate::log_store::LogStore;
+use crate::machine::{GroupState, Machine, StateMachine};
+use crate::network::NetworkFactory;
+use crate::packer::Packer;
+use crate::replica::ReplicaState;
+use crate::types::{Seat, Seeded, entry_id};
+
+/// Times that a whole cluster shares. [`Timing::validate`] states how they depend on each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Between heartbeats of a leader. Default 100 ms.
+    pub heartbeat: Duration,
+    /// Shortest election timeout. Default 400 ms.
+    pub election_min: Duration,
+    /// Longest election timeout, and the lease. Default 600 ms.
+    pub lease: Duration,
+    /// Between pings of a link. Default 100 ms; three misses make a peer suspected.
+    pub ping: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(400),
+            lease: Duration::from_millis(600),
+            ping: Duration::from_millis(100),
+        }
+    }
+}
+
+impl Timing {
+    /// Checks the inequalities.
+    ///
+    /// # Errors
+    /// Names the first that does not hold.
+    pub fn validate(&self) -> Result<(), HostError> {
+        let problem = if self.heartbeat.is_zero() || self.ping.is_zero() {
+            "heartbeat and ping must be above zero"
+        } else if self.heartbeat * 3 > self.election_min {
+            "election-min must be at least three heartbeats"
+        } else if self.election_min >= self.lease {
+            "lease must be above election-min"
+        } else {
+            return Ok(());
+        };
+        Err(HostError::BadOption(problem))
+    }
+}
+
+/// What a host needs to know of its node.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The cluster; frames of others are refused.
+    pub cluster: ClusterId,
+    /// This node.
+    pub info: NodeInfo,
+    /// This folder's life (N1).
+    pub incarnation: u64,
+    /// Counts the starts of the folder's process, and a random id of this one (N1).
+    pub boot: (u64, u64),
+    /// The newest log segment at the start (N1).
+    pub segment: u64,
+    /// Shared times.
+    pub timing: Timing,
+    pub(crate) ping: Duration,
+    pub(crate) silent: Duration,
+    pub(crate) reconnect: Duration,
+    pub(crate) connect_timeout: Duration,
+}
+
+impl Options {
+    /// Options with the links' own times derived from `timing`.
+    #[must_use]
+    pub fn new(
+        cluster: ClusterId,
+        info: NodeInfo,
+        incarnation: u64,
+        boot: (u64, u64),
+        segment: u64,
+        timing: Timing,
+    ) -> Self {
+        Self {
+            cluster,
+            info,
+            incarnation,
+            boot,
+            segment,
+            timing,
+            ping: timing.ping,
+            // Well above suspicion: a reconnection helps only when the connection itself is stuck.
+            silent: timing.ping * 30,
+            reconnect: Duration::from_millis(50),
+            connect_timeout: Duration::from_millis(500),
+        }
+    }
+
+    pub(crate) fn sender(&self) -> Sender {
+        Sender { cluster: self.cluster, node: self.info.id, incarnation: self.incarnation }
+    }
+
+    pub(crate) fn about(&self) -> v1::Ping {
+        v1::Ping {
+            boot_counter: self.boot.0,
+            boot_id: self.boot.1,
+            segment: self.segment,
+            info: Some(v1::NodeInfo::from(&self.info)),
+        }
+    }
+}
+
+/// Why a host or a replica did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The shared log said no.
+    #[error("the log: {0}")]
+    Wal(#[from] WalError),
+    /// The engine said no.
+    #[error("the engine: {0}")]
+    Engine(#[from] EngineError),
+    /// openraft said no.
+    #[error("raft: {0}")]
+    Raft(String),
+    /// Reading the log failed.
+    #[error("reading the log: {0}")]
+    Io(#[from] std::io::Error),
+    /// A thread could not be started, or a timing inequality does not hold.
+    #[error("{0}")]
+    BadOption(&'static str),
+    /// The replica's log is damaged (L5).
+    #[error("{file} is damaged at byte {offset}: {reason}")]
+    Damaged {
+        /// The file.
+        file: String,
+        /// Where, bytes.
+        offset: u64,
+        /// How it was seen.
+        reason: String,
+    },
+    /// The replica was destroyed here before.
+    #[error("replica {0} was destroyed on this node and its id is never reused")]
+    Tombstone(ReplicaId),
+}
+
+/// A replica to be opened.
+#[derive(Clone, Debug)]
+pub struct GroupSpec {
+    /// The group.
+    pub group: GroupId,
+    /// This node's replica.
+    pub replica: ReplicaId,
+    /// The members of a group that has no log yet; empty to wait for a leader's log.
+    pub found: BTreeMap<ReplicaId, NodeId>,
+}
+
+/// See the module.
+pub struct Host {
+    pub(crate) env: Env,
+    pub(crate) options: Arc<Options>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) wal: Wal,
+    pub(crate) book: Arc<AddressBook>,
+    pub(crate) links: Arc<Links>,
+    groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    opening: tokio::sync::Mutex<()>,
+    weaken: WeakenHost,
+}
+
+/// Rules that a test switches off. Only tests of this crate can make one that differs from none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WeakenHost {
+    pub(crate) gate: Weaken,
+    #[cfg(test)]
+    pub(crate) leader_restore: bool,
+    #[cfg(test)]
+    pub(crate) no_quarantine: bool,
+    #[cfg(test)]
+    pub(crate) propose_with_shut_gate: bool,
+    /// L7: leave a log that ends below the engine as it is.
+    #[cfg(test)]
+    pub(crate) keep_log_below_applied: bool,
+    /// N1, N2: obey frames of other clusters and for former replicas.
+    #[cfg(test)]
+    pub(crate) trust_every_frame: bool,
+}
+
+impl WeakenHost {
+    #[cfg(test)]
+    fn leader_restore(self) -> bool {
+        self.leader_restore
+    }
+    #[cfg(not(test))]
+    fn leader_restore(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    fn no_quarantine(self) -> bool {
+        self.no_quarantine
+    }
+    #[cfg(not(test))]
+    fn no_quarantine(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    fn propose_with_shut_gate(self) -> bool {
+        self.propose_with_shut_gate
+    }
+    #[cfg(not(test))]
+    fn propose_with_shut_gate(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    fn keep_log_below_applied(self) -> bool {
+        self.keep_log_below_applied
+    }
+    #[cfg(not(test))]
+    fn keep_log_below_applied(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    fn trust_every_frame(self) -> bool {
+        self.trust_every_frame
+    }
+    #[cfg(not(test))]
+    fn trust_every_frame(self) -> bool {
+        false
+    }
+}
+
+impl Host {
+    /// Starts the log's writer and the tasks that keep elections and links going. Groups are opened
+    /// one by one afterwards.
+    ///
+    /// # Errors
+    /// When a thread cannot be started or the timing does not hold together.
+    pub fn start(
+        env: &Env,
+        options: Options,
+        engine: Arc<dyn Engine>,
+        wal: Wal,
+        writer: Writer,
+        book: Arc<AddressBook>,
+    ) -> Result<Arc<Self>, HostError> {
+        env.tasks.spawn_thread("wal", OnEnd::StopNode, move || writer.run())?;
+        Self::start_driven(env, options, engine, wal, book)
+    }
+
+    /// As [`Host::start`], for a caller that drives the log's writer itself: a simulation, whose
+    /// time no thread may share.
+    ///
+    /// # Errors
+    /// When the timing does not hold together.
+    pub fn start_driven(
+        env: &Env,
+        options: Options,
+        engine: Arc<dyn Engine>,
+        wal: Wal,
+        book: Arc<AddressBook>,
+    ) -> Result<Arc<Self>, HostError> {
+        Self::with_weaken(env, options, engine, wal, book, WeakenHost::default())
+    }
+
+    pub(crate) fn with_weaken(
+        env: &Env,
+        options: Options,
+        engine: Arc<dyn Engine>,
+        wal: Wal,
+        book: Arc<AddressBook>,
+        weaken: WeakenHost,
+    ) -> Result<Arc<Self>, HostError> {
+        options.timing.validate()?;
+        let options = Arc::new(options);
+        let links = Arc::new(Links::new(env.clone(), Arc::clone(&options), Arc::clone(&book)));
+        let host = Arc::new(Self {
+            env: env.clone(),
+            options,
+            engine,
+            wal,
+            book,
+            links,
+            groups: RwLock::new(BTreeMap::new()),
+            opening: tokio::sync::Mutex::new(()),
+            weaken,
+        });
+        keeper::spawn(&host);
+        Ok(host)
+    }
+
+    /// Always false outside tests.
+    pub(crate) fn trusts_every_frame(&self) -> bool {
+        self.weaken.trust_every_frame()
+    }
+
+    /// The group, if this node has a replica of it.
+    #[must_use]
+    pub fn group(&self, id: GroupId) -> Option<Arc<Group>> {
+        self.groups.read().get(&id).cloned()
+    }
+
+    /// All groups, by id.
+    #[must_use]
+    pub fn groups(&self) -> Vec<Arc<Group>> {
+        self.groups.read().values().cloned().collect()
+    }
+
+    /// What the folder holds: replicas that must be opened at the start.
+    #[must_use]
+    pub fn held(&self) -> Vec<(GroupId, ReplicaId)> {
+        self.wal.streams().into_iter().map(|stream| (stream.group, stream.replica)).collect()
+    }
+
+    /// The shared log, for its counters.
+    #[must_use]
+    pub fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    /// The address book.
+    #[must_use]
+    pub fn book(&self) -> &Arc<AddressBook> {
+        &self.book
+    }
+
+    /// Whether the link to `node` is up.
+    #[must_use]
+    pub fn is_linked(&self, node: NodeId) -> bool {
+        self.links.is_up(node)
+    }
+
+    /// Who this node is.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Opens a replica; one that is open already is returned as it is. A new one's birth is durable
+    /// before it takes part in anything. Not cancel-safe: run it to its end.
+    ///
+    /// # Errors
+    /// When the replica's log is damaged, or log, engine or openraft refuse.
+    pub async fn open_group(
+        &self,
+        spec: GroupSpec,
+        machine: Arc<dyn Machine>,
+    ) -> Result<Arc<Group>, HostError> {
+        let _one_at_a_time = self.opening.lock().await;
+        if let Some(group) = self.group(spec.group) {
+            return Ok(group);
+        }
+        let stream = StreamId { group: spec.group, replica: spec.replica };
+        if self.wal.tombstones().contains(&stream) {
+            return Err(HostError::Tombstone(spec.replica));
+        }
+        let held = self.wal.streams().contains(&stream);
+        if !held {
+            let (done, durable) = oneshot::channel();
+            self.wal.create(stream, Box::new(move |result| drop(done.send(result))));
+            durable.await.map_err(|_| WalError::Closed)??;
+        }
+        if let Some(damage) = self.wal.damage(stream) {
+            let (file, offset, reason) = (damage.file, damage.offset, damage.reason);
+            return Err(HostError::Damaged { file, offset, reason });
+        }
+        let group = self.build(&spec, machine, held).await?;
+        self.groups.write().insert(spec.group, Arc::clone(&group));
+        Seeded::scope(self.env.random.u64(), async { group.raft.run() }).await;
+        self.tend(&group, held);
+        let initialised =
+            group.raft.is_initialized().await.map_err(|e| HostError::Raft(e.to_string()))?;
+        if !spec.found.is_empty() && !initialised {
+            let members: BTreeMap<u64, Seat> =
+                spec.found.iter().map(|(id, node)| (id.0, Seat { node: *node })).collect();
+            group
+                .raft
+                .initialize(members)
+                .await
+                .map_err(|error| HostError::Raft(error.to_string()))?;
+        }
+        Ok(group)
+    }
+
+    async fn build(
+        &self,
+        spec: &GroupSpec,
+        machine: Arc<dyn Machine>,
+        held: bool,
+    ) -> Result<Arc<Group>, HostError> {
+        let stream = StreamId { group: spec.group, replica: spec.replica };
+        let log = self.wal.log(stream)?;
+        let state = GroupState::load(self.engine.as_ref(), spec.group)?;
+        if !self.weaken.keep_log_below_applied() {
+            self.begin_after_applied(&log, &state).await?;
+        }
+        let timing = self.options.timing;
+        let lease = Lease { lease: timing.lease, silence: timing.lease * 2 };
+        let gate = Gate::new(Core::new(spec.replica, lease, self.weaken.gate));
+        let quarantined = held && !self.weaken.no_quarantine();
+        let replica = Arc::new(ReplicaState::new(
+            spec.group,
+            spec.replica,
+            self.env.clock.clone(),
+            gate,
+            timing.lease,
+            quarantined,
+        ));
+        let base = state
+            .membership
+            .log_id()
+            .as_ref()
+            .map(|id| (id.index, state.membership.membership().clone()));
+        let store = LogStore::open(log, Arc::clone(&replica), base)?;
+        let engine = Arc::clone(&self.engine);
+        let state_machine = StateMachine::open(Arc::clone(&replica), engine, machine)?;
+        let network = NetworkFactory {
+            links: Arc::clone(&self.links),
+            replica: Arc::clone(&replica),
+            streams: Arc::new(std::sync::atomic::AtomicU64::new(1)),
+        };
+        let config = Arc::new(self.config(spec.group, quarantined)?);
+        let building = Raft::build(spec.replica.0, config, network, store, state_machine);
+        let raft = Seeded::scope(self.env.random.u64(), building)
+            .await
+            .map_err(|error| HostError::Raft(error.to_string()))?;
+        let weaken = self.weaken.propose_with_shut_gate();
+        let packer = Arc::new(Packer::new(self.env.clone(), Arc::clone(&replica), weaken));
+        Ok(Arc::new(Group { env: self.env.clone(), replica, raft, packer }))
+    }
+
+    /// L7: openraft applies what is committed, also before the local flush. A log that ends below
+    /// the engine, or holds another entry at that index, begins after what the engine holds.
+    async fn begin_after_applied(
+        &self,
+        log: &annulus_wal::GroupLog,
+        state: &GroupState,
+    ) -> Result<(), HostError> {
+        let Some(applied) = state.applied.as_ref().map(entry_id) else { return Ok(()) };
+        if log.id_at(applied.index) == Some(applied) {
+            return Ok(());
+        }
+        let (done, durable) = oneshot::channel();
+        log.reset(applied, Box::new(move |result| drop(done.send(result))));
+        durable.await.map_err(|_| WalError::Closed)??;
+        Ok(())
+    }
+
+    fn config(&self, group: GroupId, quarantined: bool) -> Result<Config, HostError> {
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let timing = self.options.timing;
+        let config = Config {
+            cluster_name: format!("group {group}"),
+            heartbeat_interval: millis(timing.heartbeat),
+            // Never skipped: the answers are the gate.
+            heartbeat_min_interval: Some(0),
+            election_timeout_min: millis(timing.election_min),
+            election_timeout_max: millis(timing.lease),
+            enable_elect: !quarantined,
+            enable_pre_vote: Some(true),
+            enable_leader_restore: Some(self.weaken.leader_restore()),
+            max_payload_entries: 1024,
+            max_append_entries: Some(4096),
+            api_channel_size: Some(4096),
+            notification_channel_size: Some(8192),
+            state_machine_channel_size: Some(256),
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: u64::MAX,
+            install_snapshot_timeout: 60_000,
+            ..Config::default()
+        };
+        config.validate().map_err(|error| HostError::Raft(error.to_string()))
+    }
+
+    /// The tasks of one replica.
+    fn tend(&self, group: &Arc<Group>, held: bool) {
+        let packer = Arc::clone(&group.packer);
+        let raft = group.raft.clone();
+        self.env.tasks.spawn("packer", OnEnd::StopNode, packer.run(raft));
+
+        let watched = Arc::clone(group);
+        self.env.tasks.spawn("group supervisor", OnEnd::Ignore, async move {
+            let mut metrics = watched.raft.metrics();
+            loop {
+                let state = metrics.borrow_watched().running_state.clone();
+                if let Err(fatal) = state {
+                    watched.replica.halt(&fatal.to_string());
+                    return;
+                }
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+
+        if held {
+            let raft = group.raft.clone();
+            let lease = self.options.timing.lease;
+            self.env.tasks.spawn("vote quarantine", OnEnd::Ignore, async move {
+                // N3: a promise given before the restart may still hold for one lease.
+                tokio::time::sleep(lease).await;
+                raft.runtime_config().elect(true);
+            });
+        }
+    }
+
+    /// Gives every leadership away to a voter whose link is up, as far as that goes within `limit`
+    /// for each group.
+    pub async fn hand_over(&self, limit: Duration) {
+        let handed = self.groups().into_iter().map(|group| async move {
+            if group.replica.gate.view().leading.is_none() {
+                return;
+            }
+            let seats = group.replica.seats();
+            let voters = group.status().members.into_iter().filter(|member| member.voter);
+            let target = voters
+                .filter_map(|member| seats.get(&member.replica).copied())
+                .find(|node| *node != self.options.info.id && self.links.is_up(*node));
+            let Some(target) = target else { return };
+            match group.transfer(target, limit).await {
+                Ok(()) => {
+                    tracing::info!(group = %group.id(), to = %target, "leadership handed over")
+                }
+                Err(error) => tracing::info!(group = %group.id(), %error, "leadership stays"),
+            }
+        });
+        futures_util::future::join_all(handed).await;
+        let over = self.groups().into_iter().map(|group| async move {
+            let mut view = group.replica.gate.watch();
+            // Another's vote ends the leadership; a deadline ends the wait.
+            let led = view.wait_for(|view| view.leading.is_none() || !view.latched);
+            let _ = tokio::time::timeout(limit, led).await;
+        });
+        futures_util::future::join_all(over).await;
+    }
+
+    /// Stops every group: gates are latched first, so that nothing is answered while they end.
+    pub async fn shut_down(&self) {
+        for group in self.groups() {
+            group.replica.gate.change(crate::gate::Core::latch);
+        }
+        for group in self.groups() {
+            // The core has ended either way.
+            let _ = group.raft.shutdown().await;
+        }
+        self.wal.close();
+    }
+}

@@ -1,0 +1,44 @@
+//! Raft for Annulus: everything that touches openraft, and nothing of it leaves this crate.
+//!
+//! A process has one [`Host`]: one log, one engine, one link per other node, and a handful of
+//! groups. A [`Group`] replicates operations of many shards; what they mean is a [`Machine`]'s
+//! business (the storage node's shards, or the manager's table).
+//!
+//! Reading order: `gate` (who may answer a linearizable read, and why not by openraft's lease),
+//! [`packer`] (how operations become entries and what a caller is told), [`machine`] (how entries
+//! become state), `log_store` (how they become durable), `network`, `link`, `serve` (how they
+//! travel), [`host`] (how it is put together), `keeper` (elections after a death).
+
+mod book;
+mod codec;
+mod connect;
+pub mod entry;
+mod frames;
+mod gate;
+pub mod group;
+pub mod host;
+mod keeper;
+mod link;
+mod links;
+mod log_store;
+pub mod machine;
+mod network;
+pub mod packer;
+mod replica;
+mod serve;
+pub mod snapshot;
+#[cfg(test)]
+mod testing;
+mod types;
+
+pub use book::AddressBook;
+pub use connect::channel;
+pub use entry::Operation;
+pub use group::{Group, GroupStatus, Member, ReadGrant};
+pub use host::{GroupSpec, Host, HostError, Options, Timing};
+pub use machine::{Applying, Machine};
+pub use packer::Proposed;
+pub use serve::FrameStream;
+
+/// The identity of a log entry (L1).
+pub use annulus_wal::EntryId;

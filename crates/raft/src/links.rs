@@ -1,0 +1,56 @@
+//! The links of one node, one per other node, made when a node is first needed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use annulus_runtime::{BootTime, Env};
+use annulus_types::NodeId;
+use parking_lot::Mutex;
+
+use crate::book::AddressBook;
+use crate::host::Options;
+use crate::link::Link;
+
+/// All peer links of a node.
+pub(crate) struct Links {
+    env: Env,
+    options: Arc<Options>,
+    book: Arc<AddressBook>,
+    links: Mutex<BTreeMap<NodeId, Arc<Link>>>,
+}
+
+impl Links {
+    pub(crate) fn new(env: Env, options: Arc<Options>, book: Arc<AddressBook>) -> Self {
+        Self { env, options, book, links: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// The link to `node`, started now if it is new; `None` for this node itself and while the node
+    /// stops.
+    pub(crate) fn find(&self, node: NodeId) -> Option<Arc<Link>> {
+        if node == self.options.info.id || self.env.tasks.is_stopping() {
+            return None;
+        }
+        let mut links = self.links.lock();
+        let link = links.entry(node).or_insert_with(|| {
+            Link::spawn(node, &self.env, Arc::clone(&self.options), Arc::clone(&self.book))
+        });
+        Some(Arc::clone(link))
+    }
+
+    /// Whether `node` may be gone. A node without a link is not suspected: nobody asked it yet.
+    pub(crate) fn is_suspected(&self, node: NodeId, now: BootTime) -> bool {
+        let link = self.links.lock().get(&node).cloned();
+        link.is_some_and(|link| link.is_suspected(now))
+    }
+
+    /// Whether the link to `node` is up.
+    pub(crate) fn is_up(&self, node: NodeId) -> bool {
+        self.links.lock().get(&node).is_some_and(|link| link.is_up())
+    }
+
+    /// The nodes whose links are up.
+    pub(crate) fn up(&self) -> std::collections::BTreeSet<NodeId> {
+        let links = self.links.lock();
+        links.iter().filter(|(_, link)| link.is_up()).map(|(node, _)| *node).collect()
+    }
+}

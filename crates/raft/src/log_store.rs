@@ -1,0 +1,215 @@
+//! openraft's log storage over one stream of the shared log.
+//!
+//! # Invariants
+//!
+//! - `append` makes entries readable before it returns and calls back when they are durable; a
+//!   failed write reaches openraft as an error, which stops the group (and, through the log's
+//!   writer, the node: architecture 8).
+//! - `save_vote` returns when the vote is durable. *Before* that the gate learns of it, so that a
+//!   promise to another never coexists with an open gate (R1 c).
+//! - A membership reaches the gate when it is appended, before the entry can leave (R1 b), and is
+//!   taken back when the entry is truncated.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use annulus_types::ReplicaId;
+use annulus_types::limits::FRAME_BYTES;
+use annulus_wal::{GroupLog, WalError};
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::replica::ReplicaState;
+use crate::types::{
+    Entry, LogId, Membership, Payload, TypeConfig, Vote, entry_from_log, entry_id, entry_to_log,
+    log_id, vote, wal_vote,
+};
+
+/// Memberships by the index of their entry: those that may still be truncated, and the one below.
+type Memberships = BTreeMap<u64, Membership>;
+
+/// The log of one replica; clones share it.
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    log: GroupLog,
+    replica: Arc<ReplicaState>,
+    memberships: Arc<Mutex<Memberships>>,
+}
+
+fn failed(error: WalError) -> io::Error {
+    io::Error::other(error)
+}
+
+impl LogStore {
+    /// `base` is the membership that the state machine has applied, with its index; memberships
+    /// that the log holds above it are read from the log.
+    pub(crate) fn open(
+        log: GroupLog,
+        replica: Arc<ReplicaState>,
+        base: Option<(u64, Membership)>,
+    ) -> io::Result<Self> {
+        let mut memberships: Memberships = base.into_iter().collect();
+        let state = log.state();
+        let first = state.purged.map_or(0, |id| id.index + 1);
+        let after = memberships.last_key_value().map_or(0, |(index, _)| index + 1);
+        let mut next = first.max(after);
+        let end = state.last.map_or(0, |id| id.index + 1);
+        while next < end {
+            let entries = log.entries(next..end, FRAME_BYTES).map_err(failed)?;
+            let Some(last) = entries.last() else {
+                return Err(io::Error::other(format!("the log has no entry {next}")));
+            };
+            next = last.id.index + 1;
+            for entry in entries {
+                let entry = entry_from_log(entry).map_err(io::Error::other)?;
+                if let Payload::Membership(membership) = entry.payload {
+                    memberships.insert(entry.log_id.index, membership);
+                }
+            }
+        }
+        let store = Self { log, replica, memberships: Arc::new(Mutex::new(memberships)) };
+        store.tell_gate();
+        if let Some(saved) = state.vote {
+            // After a restart nobody leads by an old vote: the gate is not told.
+            store.replica.vote_restored(saved);
+        }
+        Ok(store)
+    }
+
+    fn tell_gate(&self) {
+        let memberships = self.memberships.lock();
+        let Some((_, newest)) = memberships.last_key_value() else { return };
+        let configs: Vec<BTreeSet<ReplicaId>> = newest
+            .get_joint_config()
+            .iter()
+            .map(|config| config.iter().copied().map(ReplicaId).collect())
+            .collect();
+        let seats = newest.nodes().map(|(id, seat)| (ReplicaId(*id), seat.node)).collect();
+        self.replica.set_seats(seats);
+        self.replica.gate.change(|core| core.membership_appended(configs));
+    }
+
+    fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let entries = self.log.entries(from..to, max_bytes).map_err(failed)?;
+        entries.into_iter().map(|entry| entry_from_log(entry).map_err(io::Error::other)).collect()
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<R>(&mut self, range: R) -> io::Result<Vec<Entry>>
+    where
+        R: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        let from = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index + 1,
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(index) => index + 1,
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => self.log.state().last.map_or(0, |id| id.index + 1),
+        };
+        self.read(from, to, usize::MAX)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.log.state().vote.map(vote))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.read(start, end, FRAME_BYTES)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let state = self.log.state();
+        Ok(LogState {
+            last_purged_log_id: state.purged.map(log_id),
+            last_log_id: state.last.map(log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let vote = wal_vote(vote);
+        self.replica.vote_saved(vote);
+        let (done, durable) = oneshot::channel();
+        let completion = move |result| {
+            // openraft gave up waiting only when the group is shutting down.
+            let _ = done.send(result);
+        };
+        self.log.save_vote(vote, Box::new(completion));
+        match durable.await {
+            Ok(result) => result.map_err(failed),
+            Err(_) => Err(failed(WalError::Closed)),
+        }
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        if let Some(committed) = committed {
+            self.log.save_committed(entry_id(&committed));
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.log.state().committed.map(log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let mut records = Vec::new();
+        let mut changed = false;
+        for entry in entries {
+            if let Payload::Membership(membership) = &entry.payload {
+                self.memberships.lock().insert(entry.log_id.index, membership.clone());
+                changed = true;
+            }
+            records.push(entry_to_log(&entry));
+        }
+        if changed {
+            self.tell_gate();
+        }
+        self.log
+            .append(records, Box::new(move |result| callback.io_completed(result.map_err(failed))));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        self.log.truncate_after(last.as_ref().map(entry_id));
+        let after = last.map_or(0, |id| id.index + 1);
+        let removed = self.memberships.lock().split_off(&after);
+        if !removed.is_empty() {
+            self.tell_gate();
+        }
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.log.purge(entry_id(&upto));
+        // The newest membership at or below the purge point must stay known.
+        let mut memberships = self.memberships.lock();
+        let kept = memberships.range(..=upto.index).next_back().map(|(index, _)| *index);
+        if let Some(kept) = kept {
+            *memberships = memberships.split_off(&kept);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! The replicated machine: what a group does with committed entries, and openraft's state machine
+//! around it.
+//!
+//! One generic adapter serves the storage groups and the manager: [`Machine`] decides what an
+//! operation means, the adapter keeps the group's own state beside it in the same engine batch
+//! (rules L7, W5): last applied id, membership, group time.
+//!
+//! # Invariants
+//!
+//! - One entry is one atomic engine batch: data, records and the applied id change together.
+//! - Apply never fails for a local reason: an engine error stops the replica (W8); it is never
+//!   turned into a reply.
+//! - Replies are sent only after the batch is visible, and `applied` is raised before them, so that
+//!   whoever holds a reply finds its effect.
+//! - Group time never goes back: an entry's time is raised to the group's.
+
+use std::io;
+use std::sync::Arc;
+
+use annulus_engine::{Batch, Engine, EngineError, key};
+use annulus_types::GroupId;
+use annulus_wal::EntryId;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use openraft::entry::RaftEntry as _;
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+
+use crate::codec;
+use crate::entry::{EntryBody, Operation};
+use crate::replica::ReplicaState;
+use crate::snapshot::{NoSnapshot, NoSnapshotBuilder};
+use crate::types::{LogId, Payload, Reply, StoredMembership, TypeConfig, entry_id};
+
+/// Where in the log an entry stands, for the machine that applies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applying {
+    /// The group.
+    pub group: GroupId,
+    /// The entry.
+    pub id: EntryId,
+    /// The state machine version whose rules hold for it (W8).
+    pub version: u16,
+    /// The group's time at it, milliseconds (W5).
+    pub group_time_ms: u64,
+    /// The proposer's wall clock, for people.
+    pub wall_ms: u64,
+}
+
+/// The meaning of operations. Calls come one after another, in log order.
+pub trait Machine: Send + Sync + 'static {
+    /// Applies the operations of one entry: changes go into `batch`, one reply each is returned.
+    /// Must be deterministic: same state, same operations, same batch and replies, on every
+    /// replica. Operations are judged one by one; a refused one is a reply, not an error.
+    ///
+    /// # Errors
+    /// Only what the engine says when state has to be read; it stops the replica.
+    fn apply(
+        &self,
+        at: &Applying,
+        operations: Vec<Operation>,
+        batch: &mut Batch,
+    ) -> Result<Vec<Bytes>, EngineError>;
+
+    /// The batch of the last [`Machine::apply`] is visible in the engine now.
+    fn batch_visible(&self);
+}
+
+/// Part of a group's own keys that holds [`GroupState`].
+const STATE: u8 = 0;
+const STATE_VERSION: u8 = 1;
+
+/// What a replica keeps about itself in the engine.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct GroupState {
+    pub(crate) applied: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+    pub(crate) group_time_ms: u64,
+    /// E6: it has once applied up to a read index told by a leader.
+    pub(crate) whole: bool,
+}
+
+impl GroupState {
+    pub(crate) fn key(group: GroupId) -> Bytes {
+        key::group(group, STATE, &[])
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u8(STATE_VERSION);
+        out.put_u8(u8::from(self.whole));
+        out.put_u64(self.group_time_ms);
+        codec::encode_log_id(self.applied.as_ref(), &mut out);
+        codec::encode_stored(&self.membership, &mut out);
+        out.freeze()
+    }
+
+    pub(crate) fn decode(mut bytes: Bytes) -> Result<Self, crate::types::Malformed> {
+        let short = |_| crate::types::Malformed("group state is cut short");
+        if bytes.try_get_u8().map_err(short)? != STATE_VERSION {
+            return Err(crate::types::Malformed("group state version"));
+        }
+        let whole = bytes.try_get_u8().map_err(short)? == 1;
+        let group_time_ms = bytes.try_get_u64().map_err(short)?;
+        let applied = codec::decode_log_id(&mut bytes)?;
+        let membership = codec::decode_stored(&mut bytes)?;
+        Ok(Self { applied, membership, group_time_ms, whole })
+    }
+
+    pub(crate) fn load(engine: &dyn Engine, group: GroupId) -> Result<Self, EngineError> {
+        let found = engine.get(&[&Self::key(group)])?.into_iter().next().flatten();
+        let Some(bytes) = found else { return Ok(Self::default()) };
+        Self::decode(bytes).map_err(|error| EngineError::Failed {
+            action: "read a group's state",
+            reason: error.to_string(),
+        })
+    }
+}
+
+/// openraft's view of one replica's state.
+pub(crate) struct StateMachine {
+    pub(crate) replica: Arc<ReplicaState>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) state: GroupState,
+}
+
+impl StateMachine {
+    pub(crate) fn open(
+        replica: Arc<ReplicaState>,
+        engine: Arc<dyn Engine>,
+        machine: Arc<dyn Machine>,
+    ) -> Result<Self, EngineError> {
+        let state = GroupState::load(engine.as_ref(), replica.group)?;
+        if let Some(applied) = &state.applied {
+            replica.entry_applied(entry_id(applied), state.group_time_ms);
+        }
+        replica.set_whole(state.whole);
+        Ok(Self { replica, engine, machine, state })
+    }
+
+    fn apply_one(&mut self, id: LogId, payload: Payload) -> Result<Reply, io::Error> {
+        let mut batch = Batch::default();
+        let mut replies = Vec::new();
+        match payload {
+            Payload::Blank => {}
+            Payload::Membership(membership) => {
+                self.state.membership = StoredMembership::new(Some(id), membership);
+            }
+            Payload::Normal(command) => {
+                let body = EntryBody::decode(command.0).map_err(io::Error::other)?;
+                self.state.group_time_ms = self.state.group_time_ms.max(body.group_time_ms);
+                let at = Applying {
+                    group: self.replica.group,
+                    id: entry_id(&id),
+                    version: body.version,
+                    group_time_ms: self.state.group_time_ms,
+                    wall_ms: body.wall_ms,
+                };
+                replies = self
+                    .machine
+                    .apply(&at, body.operations, &mut batch)
+                    .map_err(io::Error::other)?;
+            }
+        }
+        self.state.applied = Some(id);
+        self.state.whole |= self.replica.reaches_whole(id.index);
+        batch.put(GroupState::key(self.replica.group), self.state.encode());
+        self.engine.apply(batch).map_err(io::Error::other)?;
+        self.machine.batch_visible();
+        self.replica.set_whole(self.state.whole);
+        self.replica.entry_applied(entry_id(&id), self.state.group_time_ms);
+        Ok(Reply(replies))
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = NoSnapshot;
+    type SnapshotBuilder = NoSnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.state.applied, self.state.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            let applied = self.apply_one(entry.log_id(), entry.payload);
+            if let Err(error) = &applied {
+                self.replica.halt(&format!("apply failed: {error}"));
+            }
+            let reply = applied?;
+            if let Some(responder) = responder {
+                responder.send(reply);
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<NoSnapshotBuilder> {
+        None
+    }
+
+    async fn get_snapshot_builder(&mut self) -> NoSnapshotBuilder {
+        NoSnapshotBuilder
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        _meta: &SnapshotMetaOf<TypeConfig>,
+        snapshot: NoSnapshot,
+    ) -> Result<(), io::Error> {
+        match snapshot {}
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<SnapshotOf<TypeConfig, NoSnapshot>>, io::Error> {
+        Ok(None)
+    }
+}

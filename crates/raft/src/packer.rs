@@ -1,0 +1,335 @@
+//! Packing: all operations that wait for a group become one Raft entry (W9).
+//!
+//! One entry is in flight per group; the next one holds everything queued meanwhile, up to 1 MiB.
+//! Two entries in flight, or a fixed linger, were measured to be slower.
+//!
+//! # The fate of an operation
+//!
+//! An operation is *queued*, then *in flight*, then answered. The step from queued to in flight is
+//! one compare-and-swap, and so is giving up while queued: exactly one of them wins, so that
+//! [`MayHaveApplied::No`](annulus_types::MayHaveApplied::No) after a deadline is the truth and not
+//! a guess. Once in flight, only the log can say no.
+//!
+//! - gate open: proposed;
+//! - leader with a shut gate: waits for it, for another leader, or for the deadline (`NoQuorum`, NO);
+//! - not the leader: `NotLeader`, NO, at once, with the leader that it hears if any;
+//! - in flight when the deadline passes, or when the term ends: `OutcomeUnknown`, UNKNOWN.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
+
+use annulus_runtime::Env;
+use annulus_types::limits::{ENTRY_BYTES, GROUP_QUEUE_BYTES, GROUP_QUEUE_OPERATIONS};
+use annulus_types::{Error, ErrorKind, ShardId};
+use annulus_wal::Vote;
+use bytes::Bytes;
+use openraft::Raft;
+use openraft::errors::{ClientWriteError, RaftError};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::entry::{EntryBody, MACHINE_VERSION, OPERATION_OVERHEAD, Operation};
+use crate::machine::StateMachine;
+use crate::replica::ReplicaState;
+use crate::types::{Command, Reply, TypeConfig};
+
+const QUEUED: u8 = 0;
+const IN_FLIGHT: u8 = 1;
+const GIVEN_UP: u8 = 2;
+
+/// What a proposer learns: the machine's reply, and the term it was applied in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposed {
+    /// The machine's reply.
+    pub reply: Bytes,
+    /// The term of the entry.
+    pub term: u64,
+}
+
+/// What openraft says of a write.
+type Written = Result<
+    openraft::raft::ClientWriteResponse<TypeConfig>,
+    RaftError<TypeConfig, ClientWriteError<TypeConfig>>,
+>;
+
+struct Waiting {
+    operation: Operation,
+    fate: Arc<AtomicU8>,
+    answer: oneshot::Sender<Result<Proposed, Error>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+}
+
+/// The queue of one group and the task that empties it.
+pub(crate) struct Packer {
+    env: Env,
+    replica: Arc<ReplicaState>,
+    queue: Mutex<Queue>,
+    wake: Notify,
+    /// New proposals are held back: a transfer is being prepared (H3).
+    held: AtomicBool,
+    /// An entry is on its way.
+    in_flight: watch::Sender<bool>,
+    weaken_gate: bool,
+}
+
+/// The leader's clock for group time (W5): set when its leadership begins.
+struct GroupClock {
+    vote: Vote,
+    base_ms: u64,
+    started_us: u64,
+    last_ms: u64,
+}
+
+impl Packer {
+    /// `weaken_gate` lets a test propose with a shut gate.
+    pub(crate) fn new(env: Env, replica: Arc<ReplicaState>, weaken_gate: bool) -> Self {
+        Self {
+            env,
+            replica,
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            held: AtomicBool::new(false),
+            in_flight: watch::Sender::new(false),
+            weaken_gate,
+        }
+    }
+
+    /// Holds new proposals back, or lets them go on.
+    pub(crate) fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::SeqCst);
+        self.wake.notify_one();
+    }
+
+    /// Waits until no entry is on its way. Cancel-safe.
+    pub(crate) async fn idle(&self) {
+        let mut in_flight = self.in_flight.subscribe();
+        // The sender lives as long as `self`.
+        let _ = in_flight.wait_for(|flying| !flying).await;
+    }
+
+    /// Proposes one operation and waits for its reply, `limit` at most. Dropping the future loses
+    /// the answer, never the operation.
+    pub(crate) async fn propose(
+        &self,
+        shard: ShardId,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Proposed, Error> {
+        if self.replica.gate.view().leading.is_none() {
+            return Err(self.not_leader());
+        }
+        let fate = Arc::new(AtomicU8::new(QUEUED));
+        let (answer, mut answered) = oneshot::channel();
+        let size = body.len() + OPERATION_OVERHEAD;
+        {
+            let mut queue = self.queue.lock();
+            if queue.waiting.len() >= GROUP_QUEUE_OPERATIONS
+                || queue.bytes + size > GROUP_QUEUE_BYTES
+            {
+                let refused = Error::refused(ErrorKind::Overloaded);
+                return Err(Error { retry_after_ms: 20, ..refused });
+            }
+            queue.bytes += size;
+            let operation = Operation { shard, body };
+            queue.waiting.push_back(Waiting { operation, fate: Arc::clone(&fate), answer });
+        }
+        self.wake.notify_one();
+        match tokio::time::timeout(limit, &mut answered).await {
+            Ok(Ok(result)) => result,
+            // The packer dropped it: the node stops.
+            Ok(Err(_)) => Err(self.give_up(&fate)),
+            Err(_) => match answered.try_recv() {
+                Ok(result) => result,
+                Err(_) => Err(self.give_up(&fate)),
+            },
+        }
+    }
+
+    fn give_up(&self, fate: &AtomicU8) -> Error {
+        let queued =
+            fate.compare_exchange(QUEUED, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if queued {
+            Error::refused(ErrorKind::NoQuorum)
+        } else {
+            Error::unknown(ErrorKind::OutcomeUnknown)
+        }
+    }
+
+    fn not_leader(&self) -> Error {
+        let leader = self.replica.believed_leader();
+        let other = leader.filter(|(id, _)| *id != self.replica.me).map(|(_, node)| node);
+        Error::refused(ErrorKind::NotLeader { leader: other })
+    }
+
+    /// Takes what fits into one entry, and the operations that are proposed by it.
+    fn take(&self) -> Vec<Waiting> {
+        let mut queue = self.queue.lock();
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = queue.waiting.front() {
+            let size = next.operation.body.len() + OPERATION_OVERHEAD;
+            if !taken.is_empty() && bytes + size > ENTRY_BYTES {
+                break;
+            }
+            let Some(next) = queue.waiting.pop_front() else { break };
+            queue.bytes -= size;
+            let won =
+                next.fate.compare_exchange(QUEUED, IN_FLIGHT, Ordering::AcqRel, Ordering::Acquire);
+            if won.is_ok() {
+                bytes += size;
+                taken.push(next);
+            }
+        }
+        taken
+    }
+
+    /// Refuses everything that is queued: this replica does not lead.
+    fn refuse_all(&self) {
+        let waiting = {
+            let mut queue = self.queue.lock();
+            queue.bytes = 0;
+            std::mem::take(&mut queue.waiting)
+        };
+        if waiting.is_empty() {
+            return;
+        }
+        let refusal = self.not_leader();
+        for next in waiting {
+            // Whoever gave up has its answer already.
+            let _ = next.answer.send(Err(refusal.clone()));
+        }
+    }
+
+    /// Runs until the node stops.
+    pub(crate) async fn run(self: Arc<Self>, raft: Raft<TypeConfig, StateMachine>) {
+        let mut gate = self.replica.gate.watch();
+        let mut clock: Option<GroupClock> = None;
+        loop {
+            let view = *gate.borrow_and_update();
+            let empty = self.queue.lock().waiting.is_empty();
+            match view.leading {
+                None => self.refuse_all(),
+                Some(_) if empty || self.held.load(Ordering::SeqCst) => {}
+                Some(vote) => {
+                    let now = self.env.clock.boot();
+                    if self.replica.gate.is_open(now) || self.weaken_gate {
+                        let time = self.group_time(&mut clock, vote);
+                        self.in_flight.send_replace(true);
+                        // `hold` is set before `idle` is asked, and this is the other order: one of
+                        // the two sees the other.
+                        if !self.held.load(Ordering::SeqCst) {
+                            self.propose_one(&raft, time, &mut gate).await;
+                        }
+                        self.in_flight.send_replace(false);
+                        continue;
+                    }
+                    // A confirm reopens the gate and changes the view; expiry needs no action here.
+                }
+            }
+            tokio::select! {
+                () = self.wake.notified() => {}
+                changed = gate.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    fn group_time(&self, clock: &mut Option<GroupClock>, vote: Vote) -> u64 {
+        let now_us = self.env.clock.monotonic_us();
+        let applied = self.replica.applied().group_time_ms;
+        let clock = match clock {
+            Some(clock) if clock.vote == vote => clock,
+            // The gate was open, so an entry of this term is applied: its time is the base.
+            _ => clock.insert(GroupClock {
+                vote,
+                base_ms: applied,
+                started_us: now_us,
+                last_ms: applied,
+            }),
+        };
+        let elapsed_ms = now_us.saturating_sub(clock.started_us) / 1000;
+        clock.last_ms = clock.last_ms.max(clock.base_ms + elapsed_ms);
+        clock.last_ms
+    }
+
+    async fn propose_one(
+        &self,
+        raft: &Raft<TypeConfig, StateMachine>,
+        group_time_ms: u64,
+        gate: &mut tokio::sync::watch::Receiver<crate::gate::View>,
+    ) {
+        let taken = self.take();
+        if taken.is_empty() {
+            return;
+        }
+        let mut answers = Vec::with_capacity(taken.len());
+        let mut operations = Vec::with_capacity(taken.len());
+        for next in taken {
+            operations.push(next.operation);
+            answers.push(next.answer);
+        }
+        let body = EntryBody {
+            version: MACHINE_VERSION,
+            group_time_ms,
+            wall_ms: self.env.clock.wall_ms(),
+            operations,
+        };
+        let write = raft.client_write(Command(body.encode()));
+        tokio::pin!(write);
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut write => break Some(outcome),
+                changed = gate.changed() => {
+                    // Deposed: what is queued must not wait for the entry in flight, whose fate
+                    // only the new leader's log decides.
+                    let leading = gate.borrow_and_update().leading;
+                    if leading.is_none() {
+                        self.refuse_all();
+                    }
+                    if changed.is_err() {
+                        break None;
+                    }
+                }
+                () = self.wake.notified() => {
+                    if gate.borrow().leading.is_none() {
+                        self.refuse_all();
+                    }
+                }
+            }
+        };
+        self.answer(answers, outcome);
+    }
+
+    fn answer(
+        &self,
+        answers: Vec<oneshot::Sender<Result<Proposed, Error>>>,
+        outcome: Option<Written>,
+    ) {
+        let error = match outcome {
+            Some(Ok(response)) => {
+                let term = response.log_id.committed_leader_id().term;
+                let Reply(replies) = response.data;
+                assert_eq!(replies.len(), answers.len(), "one reply for each operation");
+                for (answer, reply) in answers.into_iter().zip(replies) {
+                    let _ = answer.send(Ok(Proposed { reply, term }));
+                }
+                return;
+            }
+            // openraft says this only of a request that was never appended.
+            Some(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+                self.not_leader()
+            }
+            Some(Err(_)) | None => Error::unknown(ErrorKind::OutcomeUnknown),
+        };
+        for answer in answers {
+            let _ = answer.send(Err(error.clone()));
+        }
+    }
+}

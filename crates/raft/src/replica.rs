@@ -1,0 +1,220 @@
+//! What the parts of one replica share: its gate, what it hears of leaders, how far it has applied.
+//!
+//! Owned by the replica's openraft adapters, its peer clients and its readers alike; holds no task
+//! and no disk handle. Nothing here is durable.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use annulus_runtime::{BootTime, Clock};
+use annulus_types::{GroupId, NodeId, ReplicaId};
+use annulus_wal::{EntryId, Vote};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::gate::Gate;
+
+/// The last time a leader's frame was accepted here (R1 a, elections).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heard {
+    pub(crate) at: BootTime,
+    pub(crate) vote: Vote,
+}
+
+/// The votes saved last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Votes {
+    before: Option<Vote>,
+    saved: Option<Vote>,
+    saved_at: Option<BootTime>,
+}
+
+impl Votes {
+    fn save(&mut self, vote: Vote, now: BootTime) {
+        if self.saved != Some(vote) {
+            self.before = self.saved;
+        }
+        self.saved = Some(vote);
+        self.saved_at = Some(now);
+    }
+}
+
+/// How far the state machine has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AppliedAt {
+    pub(crate) id: EntryId,
+    pub(crate) group_time_ms: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct ReplicaState {
+    pub(crate) group: GroupId,
+    pub(crate) me: ReplicaId,
+    pub(crate) clock: Clock,
+    pub(crate) gate: Gate,
+    lease: Duration,
+    heard: Mutex<Option<Heard>>,
+    votes: Mutex<Votes>,
+    /// The leader's vote of the last transfer that named this replica.
+    transfer_from: Mutex<Option<Vote>>,
+    applied: watch::Sender<AppliedAt>,
+    seats: Mutex<BTreeMap<ReplicaId, NodeId>>,
+    /// Before this moment the replica neither grants nor sends votes (N3).
+    quarantine_until: BootTime,
+    whole: AtomicBool,
+    /// The read index that makes the state whole once reached; `u64::MAX` while none is known.
+    whole_at: AtomicU64,
+    halted: watch::Sender<Option<String>>,
+}
+
+impl ReplicaState {
+    pub(crate) fn new(
+        group: GroupId,
+        me: ReplicaId,
+        clock: Clock,
+        gate: Gate,
+        lease: Duration,
+        quarantined: bool,
+    ) -> Self {
+        let now = clock.boot();
+        Self {
+            group,
+            me,
+            clock,
+            gate,
+            lease,
+            heard: Mutex::new(None),
+            votes: Mutex::new(Votes::default()),
+            transfer_from: Mutex::new(None),
+            applied: watch::Sender::new(AppliedAt::default()),
+            seats: Mutex::new(BTreeMap::new()),
+            quarantine_until: if quarantined { now.plus(lease) } else { BootTime(0) },
+            whole: AtomicBool::new(false),
+            whole_at: AtomicU64::new(u64::MAX),
+            halted: watch::Sender::new(None),
+        }
+    }
+
+    /// N3: whether votes and pre-votes are neither granted nor sent yet.
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.clock.boot() < self.quarantine_until
+    }
+
+    pub(crate) fn leader_heard(&self, vote: Vote) {
+        *self.heard.lock() = Some(Heard { at: self.clock.boot(), vote });
+    }
+
+    pub(crate) fn heard(&self) -> Option<Heard> {
+        *self.heard.lock()
+    }
+
+    /// The node that this replica has good reason to believe leads: itself while its gate view says
+    /// so, else whoever it heard within the last lease.
+    pub(crate) fn believed_leader(&self) -> Option<(ReplicaId, NodeId)> {
+        let view = self.gate.view();
+        let leader = match view.leading {
+            Some(vote) => vote.leader,
+            None => {
+                let heard = self.heard()?;
+                if self.clock.boot().since(heard.at) > self.lease {
+                    return None;
+                }
+                heard.vote.leader
+            }
+        };
+        self.seats.lock().get(&leader).map(|node| (leader, *node))
+    }
+
+    pub(crate) fn vote_saved(&self, vote: Vote) {
+        let now = self.clock.boot();
+        self.votes.lock().save(vote, now);
+        self.gate.change(|core| core.vote_saved(vote, now));
+    }
+
+    /// The log held this vote at the start.
+    pub(crate) fn vote_restored(&self, vote: Vote) {
+        self.votes.lock().saved = Some(vote);
+    }
+
+    pub(crate) fn vote_saved_at(&self) -> Option<BootTime> {
+        self.votes.lock().saved_at
+    }
+
+    /// The vote that was held right before `vote` was saved; `None` unless `vote` is the last one.
+    pub(crate) fn vote_before(&self, vote: Vote) -> Option<Vote> {
+        let votes = self.votes.lock();
+        votes.before.filter(|_| votes.saved == Some(vote))
+    }
+
+    pub(crate) fn transfer_asked(&self, from: Vote) {
+        *self.transfer_from.lock() = Some(from);
+    }
+
+    pub(crate) fn transfer_from(&self) -> Option<Vote> {
+        *self.transfer_from.lock()
+    }
+
+    /// The seats of the membership last appended.
+    pub(crate) fn set_seats(&self, seats: BTreeMap<ReplicaId, NodeId>) {
+        *self.seats.lock() = seats;
+    }
+
+    pub(crate) fn seats(&self) -> BTreeMap<ReplicaId, NodeId> {
+        self.seats.lock().clone()
+    }
+
+    pub(crate) fn entry_applied(&self, id: EntryId, group_time_ms: u64) {
+        self.applied.send_replace(AppliedAt { id, group_time_ms });
+        self.gate.change(|core| core.applied(id));
+    }
+
+    pub(crate) fn applied(&self) -> AppliedAt {
+        *self.applied.borrow()
+    }
+
+    /// Waits until entry `index` is applied. Cancel-safe; has no deadline of its own.
+    pub(crate) async fn wait_applied(&self, index: u64) {
+        let mut applied = self.applied.subscribe();
+        // The sender lives as long as `self`.
+        let _ = applied.wait_for(|at| at.id.index >= index).await;
+    }
+
+    /// E6: a leader told this read index; reaching it makes the state whole.
+    pub(crate) fn set_whole_at(&self, index: u64) {
+        self.whole_at.fetch_min(index, Ordering::SeqCst);
+        if self.applied().id.index >= index {
+            self.set_whole(true);
+        }
+    }
+
+    pub(crate) fn reaches_whole(&self, index: u64) -> bool {
+        index >= self.whole_at.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_whole(&self, whole: bool) {
+        if whole {
+            self.whole.store(true, Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::SeqCst)
+    }
+
+    /// The replica stops for a local reason; the first reason is kept.
+    pub(crate) fn halt(&self, reason: &str) {
+        self.halted.send_if_modified(|halted| {
+            let first = halted.is_none();
+            if first {
+                tracing::error!(group = %self.group, replica = %self.me, reason, "replica halted");
+                *halted = Some(reason.to_owned());
+            }
+            first
+        });
+    }
+
+    pub(crate) fn halted(&self) -> Option<String> {
+        self.halted.borrow().clone()
+    }
+}

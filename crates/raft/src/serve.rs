@@ -1,0 +1,336 @@
+//! The receiving end of the peer links: takes frames, finds the replica meant, answers.
+//!
+//! # Invariants
+//!
+//! - Nothing is delivered to a replica whose id differs from the one named (N2): openraft cannot
+//!   tell an old replica of this node from a new one.
+//! - Appends of one replication stream reach openraft in the order in which they were sent.
+//! - In quarantine neither votes nor pre-votes are granted, a transfer's excepted (N3).
+//! - A leader's frame counts as heard only after openraft accepted it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_proto::v1;
+use annulus_proto::v1::append_reply::Result as WireAppend;
+use annulus_proto::v1::envelope::Body;
+use annulus_runtime::OnEnd;
+use annulus_types::{GroupId, ReplicaId};
+use futures_util::StreamExt;
+use openraft::raft::{AppendEntriesResponse, StreamAppendError, VoteRequest};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::frames::{self, Assembler, Packer};
+use crate::group::Group;
+use crate::host::Host;
+use crate::types::{
+    AppendRequest, Seeded, Vote, append_from_wire, log_id_from_wire, log_id_to_wire,
+    vote_from_wire, vote_to_wire, wal_vote,
+};
+
+/// Replies that may wait for one link; the peer's own windows keep it far below.
+const REPLIES: usize = 8192;
+/// Requests of one replication stream between the link and openraft.
+const STREAM_BUFFER: usize = 64;
+
+type Replies = mpsc::Sender<v1::Envelope>;
+type Feeder = mpsc::Sender<(AppendRequest, v1::Envelope)>;
+
+/// Frames that go back over a link.
+pub type FrameStream = futures_util::stream::BoxStream<'static, Result<v1::Frame, Status>>;
+
+struct Inbound {
+    host: Arc<Host>,
+    replies: Replies,
+    /// The replication stream of each (group, sender) that is being fed.
+    streams: BTreeMap<(GroupId, ReplicaId), (u64, Feeder)>,
+}
+
+impl Host {
+    /// Serves one link until its sender goes away.
+    pub fn accept_link(self: &Arc<Self>, frames: Streaming<v1::Frame>) -> FrameStream {
+        let (replies, control) = mpsc::channel(REPLIES);
+        let (_, bulk) = mpsc::channel(1);
+        let packer = Packer::new(self.options.sender(), control, bulk);
+        let inbound = Inbound { host: Arc::clone(self), replies, streams: BTreeMap::new() };
+        self.env.tasks.spawn("inbound link", OnEnd::Ignore, inbound.run(frames));
+        futures_util::stream::unfold(packer, |mut packer| async move {
+            packer.next().await.map(|frame| (Ok(frame), packer))
+        })
+        .boxed()
+    }
+}
+
+impl Inbound {
+    async fn run(mut self, mut frames: Streaming<v1::Frame>) {
+        let mut assembler = Assembler::default();
+        while let Ok(Some(frame)) = frames.message().await {
+            if self.host.env.tasks.is_stopping() {
+                // The groups are ending; a lost link says so better than errors.
+                return;
+            }
+            if let Err(error) = frames::check(&frame, self.host.options.cluster)
+                && !self.host.trusts_every_frame()
+            {
+                tracing::warn!(from = frame.node, %error, "peer frame refused");
+                return;
+            }
+            for piece in frame.pieces {
+                match assembler.take(piece) {
+                    Ok(None) => {}
+                    Ok(Some(envelope)) => self.deliver(envelope).await,
+                    Err(error) => {
+                        tracing::warn!(from = frame.node, %error, "peer frame refused");
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn deliver(&mut self, mut envelope: v1::Envelope) {
+        let body = envelope.body.take();
+        if let Some(Body::Ping(ping)) = body {
+            if let Some(info) = ping.info {
+                self.host.book.told(info.into());
+            }
+            let about = Some(self.host.options.about());
+            return reply(&self.replies, envelope, Body::Pong(v1::Pong { about })).await;
+        }
+        let group = self.host.group(GroupId(envelope.group));
+        let meant = |group: &Arc<Group>| {
+            group.replica.me.0 == envelope.to || self.host.trusts_every_frame()
+        };
+        let Some(group) = group.filter(meant) else {
+            let body = Body::Undeliverable(v1::Undeliverable { reason: "no such replica".into() });
+            return reply(&self.replies, envelope, body).await;
+        };
+        match body {
+            Some(Body::Append(request)) if request.stream != 0 => {
+                self.feed(group, envelope, request).await;
+            }
+            Some(body) => {
+                let replies = self.replies.clone();
+                self.host.env.tasks.spawn("peer request", OnEnd::Ignore, async move {
+                    let body = answer(&group, body).await;
+                    reply(&replies, envelope, body).await;
+                });
+            }
+            None => {
+                let body = Body::Undeliverable(v1::Undeliverable { reason: "empty".into() });
+                reply(&self.replies, envelope, body).await;
+            }
+        }
+    }
+
+    /// Hands a request to the task of its replication stream, which it starts when it is new.
+    async fn feed(&mut self, group: Arc<Group>, envelope: v1::Envelope, wire: v1::AppendRequest) {
+        let id = wire.stream;
+        let Ok(request) = append_from_wire(wire) else {
+            return reply(&self.replies, envelope, failed("malformed append")).await;
+        };
+        let key = (group.id(), ReplicaId(envelope.from));
+        let current = self.streams.get(&key).filter(|(stream, _)| *stream == id);
+        let feeder = match current {
+            Some((_, feeder)) => feeder.clone(),
+            None => {
+                let (feeder, requests) = mpsc::channel(STREAM_BUFFER);
+                let replies = self.replies.clone();
+                self.host.env.tasks.spawn(
+                    "replication stream",
+                    OnEnd::Ignore,
+                    run_stream(group, requests, replies, self.host.env.random.u64()),
+                );
+                self.streams.insert(key, (id, feeder.clone()));
+                feeder
+            }
+        };
+        if let Err(mpsc::error::SendError((_, envelope))) = feeder.send((request, envelope)).await {
+            // The stream ended on a refusal; what was behind it is void.
+            reply(&self.replies, envelope, failed("the replication stream has ended")).await;
+        }
+    }
+}
+
+/// Feeds one replication stream to openraft and answers in its order.
+async fn run_stream(
+    group: Arc<Group>,
+    mut requests: mpsc::Receiver<(AppendRequest, v1::Envelope)>,
+    replies: Replies,
+    seed: u64,
+) {
+    let (to_raft, from_us) = mpsc::channel(STREAM_BUFFER);
+    let requested = ReceiverStream::new(from_us);
+    let results = Seeded::scope(seed, async { group.raft.stream_append(requested) }).await;
+    let mut results = std::pin::pin!(results);
+    // (envelope, vote, last) of requests without a result yet.
+    let mut waiting = std::collections::VecDeque::new();
+    loop {
+        tokio::select! {
+            biased;
+            result = results.next(), if !waiting.is_empty() => {
+                let Some((envelope, vote, last)) = waiting.pop_front() else { return };
+                let ends = !matches!(result, Some(Ok(Ok(_))));
+                let body = match result {
+                    Some(Ok(Ok(id))) => {
+                        group.replica.leader_heard(vote);
+                        append_reply(if id == last {
+                            WireAppend::Ok(v1::Plain {})
+                        } else {
+                            match id {
+                                Some(id) => WireAppend::Partial(log_id_to_wire(&id)),
+                                None => WireAppend::Failed("nothing was taken".into()),
+                            }
+                        })
+                    }
+                    Some(Ok(Err(StreamAppendError::Conflict(_)))) => {
+                        group.replica.leader_heard(vote);
+                        append_reply(WireAppend::Conflict(v1::Plain {}))
+                    }
+                    Some(Ok(Err(StreamAppendError::HigherVote(vote)))) => {
+                        append_reply(WireAppend::HigherVote(vote_to_wire(&vote)))
+                    }
+                    Some(Err(_)) | None => failed("the replica has stopped"),
+                };
+                reply(&replies, envelope, body).await;
+                if ends {
+                    for (envelope, _, _) in waiting {
+                        reply(&replies, envelope, failed("the replication stream has ended")).await;
+                    }
+                    return;
+                }
+            }
+            request = requests.recv() => {
+                let Some((request, envelope)) = request else { return };
+                let vote = wal_vote(&request.vote);
+                let last = request.entries.last().map(|e| e.log_id).or(request.prev_log_id);
+                waiting.push_back((envelope, vote, last));
+                if to_raft.send(request).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn reply(replies: &Replies, to: v1::Envelope, body: Body) {
+    let envelope =
+        v1::Envelope { group: to.group, from: to.to, to: to.from, call: to.call, body: Some(body) };
+    // A closed channel means the link is gone, and its sender has been told so.
+    let _ = replies.send(envelope).await;
+}
+
+fn append_reply(result: WireAppend) -> Body {
+    Body::AppendReply(v1::AppendReply { result: Some(result) })
+}
+
+fn failed(why: &str) -> Body {
+    append_reply(WireAppend::Failed(why.to_owned()))
+}
+
+async fn answer(group: &Arc<Group>, body: Body) -> Body {
+    match body {
+        Body::Append(request) => answer_append(group, request).await,
+        Body::Vote(request) => answer_vote(group, request).await,
+        Body::Transfer(request) => answer_transfer(group, request).await,
+        Body::ReadIndex(v1::ReadIndexRequest {}) => {
+            let limit = Duration::from_secs(1);
+            let index = match group.replica.gate.view().leading {
+                Some(vote) => {
+                    let asked = tokio::time::timeout(limit, group.strict_index(vote)).await;
+                    asked.ok().and_then(Result::ok)
+                }
+                None => None,
+            };
+            Body::ReadIndexReply(v1::ReadIndexReply { index })
+        }
+        _ => Body::Undeliverable(v1::Undeliverable { reason: "not a request".into() }),
+    }
+}
+
+async fn answer_append(group: &Arc<Group>, request: v1::AppendRequest) -> Body {
+    let Ok(request) = append_from_wire(request) else { return failed("malformed append") };
+    let vote = wal_vote(&request.vote);
+    match group.raft.append_entries(request).await {
+        Ok(AppendEntriesResponse::Success) => {
+            group.replica.leader_heard(vote);
+            append_reply(WireAppend::Ok(v1::Plain {}))
+        }
+        Ok(AppendEntriesResponse::PartialSuccess(Some(id))) => {
+            group.replica.leader_heard(vote);
+            append_reply(WireAppend::Partial(log_id_to_wire(&id)))
+        }
+        Ok(AppendEntriesResponse::Conflict) => {
+            group.replica.leader_heard(vote);
+            append_reply(WireAppend::Conflict(v1::Plain {}))
+        }
+        Ok(AppendEntriesResponse::HigherVote(vote)) => {
+            append_reply(WireAppend::HigherVote(vote_to_wire(&vote)))
+        }
+        Ok(AppendEntriesResponse::PartialSuccess(None)) => failed("nothing was taken"),
+        Err(error) => failed(&error.to_string()),
+    }
+}
+
+async fn answer_vote(group: &Arc<Group>, request: v1::VoteRequest) -> Body {
+    let refused =
+        |why: &str| Body::VoteReply(v1::VoteReply { failed: why.to_owned(), ..Default::default() });
+    if group.replica.is_quarantined() && !request.transfer {
+        return refused("in quarantine after a start");
+    }
+    let Ok(vote) = vote_from_wire(request.vote) else { return refused("malformed vote") };
+    let transfer_from = request.transfer_from.and_then(|from| vote_from_wire(Some(from)).ok());
+    let mut rpc = VoteRequest::new(vote, request.last.map(log_id_from_wire));
+    rpc.leadership_transfer = request.transfer;
+    let answered =
+        if request.pre { group.raft.pre_vote(rpc).await } else { group.raft.vote(rpc).await };
+    match answered {
+        // A transfer lifts the promise to the leader that asked for it, and to no other: this voter
+        // may have confirmed a newer leader since. The vote is saved; nobody is told of it.
+        Ok(response)
+            if request.transfer
+                && !request.pre
+                && response.vote_granted
+                && !lifts_own_promise(group, &vote, transfer_from.as_ref()) =>
+        {
+            refused("the transfer is not from the leader that was promised to")
+        }
+        Ok(response) => Body::VoteReply(v1::VoteReply {
+            vote: Some(vote_to_wire(&response.vote)),
+            last: response.last_log_id.as_ref().map(log_id_to_wire),
+            granted: response.vote_granted,
+            failed: String::new(),
+        }),
+        Err(error) => refused(&error.to_string()),
+    }
+}
+
+/// Whether the vote held before `granted` is the one of the leader that gave its lease up.
+fn lifts_own_promise(group: &Group, granted: &Vote, from: Option<&Vote>) -> bool {
+    let before = group.replica.vote_before(wal_vote(granted));
+    before.is_some() && before == from.map(wal_vote)
+}
+
+async fn answer_transfer(group: &Arc<Group>, request: v1::TransferRequest) -> Body {
+    let refused =
+        |reason: String| Body::TransferReply(v1::TransferReply { accepted: false, reason });
+    let Ok(vote) = vote_from_wire(request.from_leader) else {
+        return refused("malformed vote".to_owned());
+    };
+    group.replica.transfer_asked(wal_vote(&vote));
+    let request = openraft::raft::TransferLeaderRequest::new(
+        vote,
+        request.to,
+        request.last.map(log_id_from_wire),
+    );
+    match group.raft.handle_transfer_leader(request).await {
+        Ok(Ok(())) => {
+            Body::TransferReply(v1::TransferReply { accepted: true, reason: String::new() })
+        }
+        Ok(Err(error)) => refused(error.to_string()),
+        Err(error) => refused(error.to_string()),
+    }
+}

@@ -1,0 +1,163 @@
+//! One node of a test cluster: what outlives its processes, and the process that runs now.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_engine::MemoryEngine;
+use annulus_runtime::{Clock, Env, OnEnd, Random, SimDisk, SimWorld, Tasks};
+use annulus_types::{ClusterId, GroupId, NodeId, NodeInfo, ReplicaId};
+use annulus_wal::Wal;
+
+use super::disk::{DiskSwitch, drive};
+use super::process_engine::ProcessEngine;
+use super::registers::{self, Registers};
+use super::server::serve;
+use crate::book::AddressBook;
+use crate::host::{GroupSpec, Host, HostError, Options, Timing, WeakenHost};
+
+pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
+pub(super) const GROUP: GroupId = GroupId(5);
+
+/// The replica of a node; ids differ, so that mistaking one for the other shows.
+pub(super) fn replica_of(node: u32) -> ReplicaId {
+    ReplicaId(u64::from(node) + 10)
+}
+
+pub(super) fn host_of(node: u32) -> IpAddr {
+    IpAddr::from([10, 0, 0, u8::try_from(node).expect("a small cluster")])
+}
+
+fn addr_of(node: u32) -> SocketAddr {
+    SocketAddr::new(host_of(node), 7400)
+}
+
+pub(super) fn info_of(node: u32) -> NodeInfo {
+    let peer_addr = addr_of(node).to_string();
+    NodeInfo { id: NodeId(node), peer_addr, ..NodeInfo::default() }
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The machine goes on.
+    Kill,
+    /// What was not synced is lost.
+    PowerCut,
+}
+
+/// What the next process finds in the engine. Both happen to engines that promise nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rows {
+    Kept,
+    Lost,
+}
+
+pub(super) struct TestNode {
+    number: u32,
+    random: Random,
+    disk: SimDisk,
+    rows: Arc<MemoryEngine>,
+    boots: u64,
+    process: Option<Process>,
+}
+
+pub(super) struct Process {
+    pub(super) host: Arc<Host>,
+    pub(super) disk: Arc<DiskSwitch>,
+    engine: Arc<ProcessEngine>,
+}
+
+impl TestNode {
+    pub(super) fn new(number: u32, seed: u64) -> Self {
+        let random = Random::seeded(seed);
+        let disk = SimDisk::new(random.clone());
+        let rows = Arc::new(MemoryEngine::new());
+        Self { number, random, disk, rows, boots: 0, process: None }
+    }
+
+    pub(super) fn process(&self) -> &Process {
+        self.process.as_ref().expect("the node runs")
+    }
+
+    pub(super) fn registers(&self) -> BTreeMap<String, u64> {
+        registers::all(&*self.rows)
+    }
+
+    /// Starts a process: everything but the replica.
+    pub(super) async fn start(
+        &mut self,
+        world: &SimWorld,
+        everyone: &[NodeInfo],
+        weaken: WeakenHost,
+    ) {
+        assert!(self.process.is_none(), "one process at a time");
+        self.boots += 1;
+        let random = Random::seeded(self.random.u64());
+        let env = Env {
+            clock: Clock::simulated(1000, 0),
+            random: random.clone(),
+            network: Arc::new(world.network(host_of(self.number))),
+            disk: Arc::new(self.disk.process()),
+            tasks: Tasks::new(),
+        };
+        // Small segments: each start makes one, and memory is what they are made of.
+        let options = annulus_wal::Options { segment_bytes: 256 << 10, ..Default::default() };
+        let (disk, salts) = (Arc::clone(&env.disk), random.clone());
+        let (wal, writer) =
+            Wal::open(disk, Path::new("/log"), options, move || salts.u64()).expect("a log opens");
+        let disk = Arc::new(DiskSwitch::default());
+        let driven = drive(writer, wal.clone(), Arc::clone(&disk));
+        env.tasks.spawn("log writer", OnEnd::Ignore, driven);
+
+        let engine = Arc::new(ProcessEngine::new(Arc::clone(&self.rows)));
+        let book = Arc::new(AddressBook::default());
+        book.from_table(everyone);
+        let boot = (self.boots, random.u64());
+        let segment = wal.newest_segment();
+        let info = info_of(self.number);
+        let options =
+            Options::new(CLUSTER, info, u64::from(self.number), boot, segment, Timing::default());
+        let host = Host::with_weaken(&env, options, engine.clone(), wal, book, weaken)
+            .expect("the default times hold together");
+        let listener =
+            env.network.listen(addr_of(self.number)).await.expect("the former process is gone");
+        env.tasks.spawn("peer server", OnEnd::Ignore, serve(listener, Arc::clone(&host)));
+        // A link is made when it is first needed; the services of a whole node need it at once.
+        for other in everyone {
+            drop(host.links.find(other.id));
+        }
+        self.process = Some(Process { host, disk, engine });
+    }
+
+    /// Opens the node's replica; `found` names the members of a group that is born.
+    pub(super) async fn open(&self, found: BTreeMap<ReplicaId, NodeId>) -> Result<(), HostError> {
+        let spec = GroupSpec { group: GROUP, replica: replica_of(self.number), found };
+        Box::pin(self.process().host.open_group(spec, Arc::new(Registers))).await.map(drop)
+    }
+
+    /// Ends the process: sockets and disk first, so that nothing which still runs has an effect.
+    pub(super) async fn end(&mut self, world: &SimWorld, how: End) {
+        let Process { host, engine, .. } = self.process.take().expect("the node runs");
+        world.reset_host(host_of(self.number));
+        match how {
+            End::Kill => self.disk.kill(),
+            End::PowerCut => self.disk.crash(),
+        }
+        engine.end();
+        host.env.tasks.request_stop("the process has ended");
+        host.env.tasks.wind_down(Duration::ZERO).await;
+        for group in host.groups() {
+            // A core whose disk is gone may have ended already.
+            let _ = group.raft.shutdown().await;
+        }
+    }
+
+    /// The next process finds an empty engine.
+    pub(super) fn lose_rows(&mut self) {
+        assert!(self.process.is_none(), "the rows are in use");
+        self.rows = Arc::new(MemoryEngine::new());
+    }
+}

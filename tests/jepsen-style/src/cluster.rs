@@ -1,0 +1,275 @@
+//! A cluster of real processes under test: started, hurt and restarted through guards.
+//!
+//! Node *k* keeps its folder for the life of the [`Cluster`]; its ports may change between two of
+//! its lives, all nodes' together ([`Cluster::move_ports`]). Dropping the cluster ends every process;
+//! its folder goes too, unless the thread panics or [`Cluster::keep`] was called.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use annulus_client::Client;
+use anyhow::{Context, Result, ensure};
+
+use crate::process::{PortBlock, Process, WorkDir, wait_until};
+
+/// How long a fresh or restarted cluster gets until every group answers.
+pub const READY: Duration = Duration::from_secs(60);
+/// How long a node gets to stop by itself.
+const STOP: Duration = Duration::from_secs(15);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Cluster {
+    program: PathBuf,
+    nodes: u16,
+    engine: String,
+    ports: PortBlock,
+    running: Vec<Option<Process>>,
+    // Last: processes end before their folder goes.
+    folder: WorkDir,
+}
+
+impl Cluster {
+    /// Starts `nodes` processes of the binary `program` and creates the cluster with them.
+    ///
+    /// # Errors
+    /// When a process does not start, or the cluster is not ready in time.
+    pub async fn start(program: &Path, nodes: u16, name: &str) -> Result<Self> {
+        Self::start_with(program, nodes, name, "fjall").await
+    }
+
+    /// As [`Cluster::start`], with another engine.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_with(program: &Path, nodes: u16, name: &str, engine: &str) -> Result<Self> {
+        let mut cluster = Self {
+            program: program.to_owned(),
+            nodes,
+            engine: engine.to_owned(),
+            ports: PortBlock::reserve(nodes)?,
+            running: (0..nodes).map(|_| None).collect(),
+            folder: WorkDir::new(name)?,
+        };
+        for node in 1..=nodes {
+            cluster.start_node(node)?;
+        }
+        let client = cluster.client().await?;
+        let born = wait_until("the cluster is created", READY, || async {
+            client.init(0, 0, 0).await.is_ok()
+        });
+        cluster.judge(born.await)?;
+        let ready = cluster.wait_ready().await;
+        cluster.judge(ready)?;
+        Ok(cluster)
+    }
+
+    /// Keeps the folder when a step of the start fails: its logs say why.
+    fn judge(&mut self, step: Result<()>) -> Result<()> {
+        if step.is_err() {
+            self.keep();
+        }
+        step
+    }
+
+    /// The nodes, from 1.
+    #[must_use]
+    pub fn nodes(&self) -> std::ops::RangeInclusive<u16> {
+        1..=self.nodes
+    }
+
+    /// Keeps the folder with data and logs.
+    pub fn keep(&mut self) {
+        self.folder.keep();
+    }
+
+    /// The folder of the whole cluster.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The data folder of a node.
+    #[must_use]
+    pub fn data_dir(&self, node: u16) -> PathBuf {
+        self.folder.path().join(format!("node-{node}"))
+    }
+
+    /// The client address of a node.
+    #[must_use]
+    pub fn endpoint(&self, node: u16) -> String {
+        format!("127.0.0.1:{}", self.ports.client(node))
+    }
+
+    /// The HTTP address of a node.
+    #[must_use]
+    pub fn http(&self, node: u16) -> String {
+        format!("127.0.0.1:{}", self.ports.http(node))
+    }
+
+    /// The client addresses of all nodes.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        self.nodes().map(|node| self.endpoint(node)).collect()
+    }
+
+    /// The process id of a running node.
+    #[must_use]
+    pub fn process_id(&self, node: u16) -> Option<u32> {
+        self.running.get(usize::from(node) - 1)?.as_ref().map(Process::id)
+    }
+
+    /// A client that knows every node's address.
+    ///
+    /// # Errors
+    /// When the client does not start.
+    pub async fn client(&self) -> Result<Client> {
+        let connecting = Client::builder().endpoints(self.endpoints()).connect();
+        // A node that is down is not an error: the client needs one that answers.
+        let deadline = tokio::time::Instant::now() + READY;
+        let mut last = connecting.await;
+        while let Err(error) = &last {
+            ensure!(tokio::time::Instant::now() < deadline, "no node answers: {error}");
+            last = Client::builder().endpoints(self.endpoints()).connect().await;
+        }
+        last.context("connecting")
+    }
+
+    fn slot(&mut self, node: u16) -> Result<&mut Option<Process>> {
+        self.running
+            .get_mut(usize::from(node).wrapping_sub(1))
+            .with_context(|| format!("there is no node {node}"))
+    }
+
+    /// Starts a node that does not run.
+    ///
+    /// # Errors
+    /// When it runs, or does not start.
+    pub fn start_node(&mut self, node: u16) -> Result<()> {
+        let addr = |port: u16| format!("127.0.0.1:{port}");
+        let join: Vec<String> = self.nodes().map(|node| addr(self.ports.peer(node))).collect();
+        let args = [
+            "start".to_owned(),
+            "--node-id".to_owned(),
+            node.to_string(),
+            "--data-dir".to_owned(),
+            self.data_dir(node).display().to_string(),
+            "--listen".to_owned(),
+            addr(self.ports.client(node)),
+            "--peer-listen".to_owned(),
+            addr(self.ports.peer(node)),
+            "--http-listen".to_owned(),
+            addr(self.ports.http(node)),
+            "--join".to_owned(),
+            join.join(","),
+            "--engine".to_owned(),
+            self.engine.clone(),
+        ];
+        let (program, logs) = (self.program.clone(), self.folder.path().to_owned());
+        let slot = self.slot(node)?;
+        ensure!(slot.is_none(), "node {node} runs already");
+        *slot = Some(Process::spawn(&format!("node-{node}"), &program, args, &logs)?);
+        Ok(())
+    }
+
+    /// Kills a node with SIGKILL.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self, node: u16) -> Result<()> {
+        let mut process =
+            self.slot(node)?.take().with_context(|| format!("node {node} does not run"))?;
+        process.kill9()?;
+        Ok(())
+    }
+
+    /// Kills every running node with SIGKILL, one right after the other.
+    ///
+    /// # Errors
+    /// When one cannot be killed.
+    pub fn kill_all(&mut self) -> Result<()> {
+        for slot in &mut self.running {
+            if let Some(mut process) = slot.take() {
+                process.kill9()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops a node with SIGTERM.
+    ///
+    /// # Errors
+    /// When it does not run, does not end in time, or ends with another code than 0.
+    pub async fn stop(&mut self, node: u16) -> Result<()> {
+        let mut process =
+            self.slot(node)?.take().with_context(|| format!("node {node} does not run"))?;
+        let status = process.stop(STOP).await?;
+        ensure!(status.success(), "node {node} ended with {status}");
+        Ok(())
+    }
+
+    /// Suspends a node (SIGSTOP).
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&mut self, node: u16) -> Result<()> {
+        let slot = self.slot(node)?;
+        slot.as_mut().with_context(|| format!("node {node} does not run"))?.pause()
+    }
+
+    /// Lets a suspended node go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume(&mut self, node: u16) -> Result<()> {
+        let slot = self.slot(node)?;
+        slot.as_mut().with_context(|| format!("node {node} does not run"))?.resume()
+    }
+
+    /// Gives all nodes other ports. None may run.
+    ///
+    /// # Errors
+    /// When one runs, or no ports are free.
+    pub fn move_ports(&mut self) -> Result<()> {
+        ensure!(self.running.iter().all(Option::is_none), "a node runs");
+        self.ports = PortBlock::reserve(self.nodes)?;
+        Ok(())
+    }
+
+    /// Waits until every group has a leader whose gate is open and every shard exists at it.
+    ///
+    /// # Errors
+    /// When that takes longer than [`READY`].
+    pub async fn wait_ready(&self) -> Result<()> {
+        let client = self.client().await?;
+        wait_until("every group has a leader and every shard exists", READY, || async {
+            client.status(false).await.is_ok_and(|status| is_ready(&status))
+        })
+        .await
+    }
+
+    /// The node that leads the group of `key` now.
+    ///
+    /// # Errors
+    /// When nobody says so in time.
+    pub async fn leader_of(&self, client: &Client, key: &str) -> Result<u16> {
+        let found = client.get(key.to_owned()).deadline(READY).await?;
+        Ok(u16::try_from(found.receipt.node.0)?)
+    }
+}
+
+fn is_ready(status: &annulus_client::StatusReply) -> bool {
+    let Some(table) = &status.table else { return false };
+    let leads = |group: u64| {
+        status
+            .nodes
+            .iter()
+            .filter(|node| {
+                node.replicas.iter().any(|replica| replica.group == group && replica.gate_open)
+            })
+            .collect::<Vec<_>>()
+    };
+    table.shards.iter().all(|shard| {
+        leads(shard.group).iter().any(|node| node.shards.iter().any(|held| held.shard == shard.id))
+    })
+}

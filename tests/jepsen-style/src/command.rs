@@ -1,0 +1,101 @@
+//! The command line of the harness: `registers` (a judged run) and `load` (figures, no verdict).
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::load;
+use crate::run::{Nemesis, Options, registers};
+use crate::workload::Registers;
+
+const USAGE: &str = "\
+usage: annulus-harness registers --program PATH [--nodes 3] [--nemesis kill,stop,pause,kill-all,none]
+                                 [--seconds 60] [--clients 8] [--keys 16] [--seed 1]
+       annulus-harness load --program PATH [--nodes 3] [--seconds 10] [--clients 64]
+                            [--reads 50] [--value-bytes 100]
+
+registers  real processes under the nemesis; the history is judged for linearizability
+load       a closed loop on a fresh cluster; prints operations per second and what they cost";
+
+struct Arguments<'a>(&'a [String]);
+
+impl Arguments<'_> {
+    fn text(&self, name: &str) -> Result<Option<&str>> {
+        let Some(place) = self.0.iter().position(|argument| argument == name) else {
+            return Ok(None);
+        };
+        let value = self.0.get(place + 1).with_context(|| format!("{name} needs a value"))?;
+        Ok(Some(value))
+    }
+
+    fn number(&self, name: &str, default: u64) -> Result<u64> {
+        match self.text(name)? {
+            None => Ok(default),
+            Some(text) => text.parse().with_context(|| format!("{name}: not a number: {text}")),
+        }
+    }
+}
+
+/// Runs one command.
+///
+/// # Errors
+/// When the command line makes no sense, the run failed, or its verdict is bad.
+pub fn run(arguments: &[String], reports: &Path) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let given = Arguments(arguments);
+    match arguments.first().map(String::as_str) {
+        Some("registers") => runtime.block_on(judged(&given, reports)),
+        Some("load") => runtime.block_on(loaded(&given)),
+        Some("--help" | "help") => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("{USAGE}"),
+    }
+}
+
+fn program(given: &Arguments<'_>) -> Result<PathBuf> {
+    let path = PathBuf::from(given.text("--program")?.context("--program is missing")?);
+    path.canonicalize().with_context(|| format!("there is no binary at {}", path.display()))
+}
+
+async fn judged(given: &Arguments<'_>, reports: &Path) -> Result<()> {
+    let nemeses = given.text("--nemesis")?.unwrap_or("kill");
+    let nemeses: Option<Vec<Nemesis>> = nemeses.split(',').map(Nemesis::parse).collect();
+    let options = Options {
+        program: program(given)?,
+        nodes: u16::try_from(given.number("--nodes", 3)?)?,
+        registers: Registers {
+            clients: given.number("--clients", 8)?,
+            keys: given.number("--keys", 16)?,
+            deadline: Duration::from_secs(5),
+        },
+        nemeses: nemeses.context("--nemesis: kill, kill-all, stop, pause or none")?,
+        length: Duration::from_secs(given.number("--seconds", 60)?),
+        seed: given.number("--seed", 1)?,
+    };
+    let report = registers(&options, reports).await?;
+    for step in &report.steps {
+        println!("nemesis: {step}");
+    }
+    let counts = report.counts;
+    println!(
+        "operations: {} answered, {} certainly not applied, {} unknown",
+        counts.answered, counts.failed, counts.unknown
+    );
+    println!("linearizable; history in {}", report.folder.display());
+    Ok(())
+}
+
+async fn loaded(given: &Arguments<'_>) -> Result<()> {
+    let options = load::Options {
+        program: program(given)?,
+        nodes: u16::try_from(given.number("--nodes", 3)?)?,
+        clients: given.number("--clients", 64)?,
+        reads_percent: given.number("--reads", 50)?,
+        value_bytes: usize::try_from(given.number("--value-bytes", 100)?)?,
+        length: Duration::from_secs(given.number("--seconds", 10)?),
+    };
+    load::run(&options).await
+}
