@@ -1,5 +1,7 @@
 //! Three real processes of the real binary: they store, replicate, answer, and survive kills.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;

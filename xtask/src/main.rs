@@ -7,6 +7,7 @@
 
 mod check;
 mod deps;
+mod sim;
 mod step;
 mod test;
 mod tidy;
@@ -18,6 +19,7 @@ usage: cargo xtask COMMAND
 
   check   formatting, lints, documentation, and the rules for project files
   deps    the direction of dependencies between the packages
+  sim     the deterministic simulation: --seed N [--trace], or --seeds A..B
   test    every test of the workspace, with the dev profile";
 
 fn main() -> ExitCode {
@@ -46,6 +48,7 @@ fn dispatch(line: &[&str]) -> Option<anyhow::Result<()>> {
     match line {
         ["check"] => Some(check::run()),
         ["deps"] => Some(deps::run()),
+        ["sim", rest @ ..] => sim::run(rest),
         ["test"] => Some(test::run()),
         _ => None,
     }

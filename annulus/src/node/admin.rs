@@ -34,8 +34,7 @@ impl Admin for AdminService {
         request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusReply>, Status> {
         let request = request.get_ref();
-        let header =
-            header_of(request.header.as_ref()).map_err(|error| status_of(&error))?;
+        let header = header_of(request.header.as_ref()).map_err(|error| status_of(&error))?;
         self.0.serving.get(&header).map_err(|error| status_of(&error))?;
         let reply = self.0.status(request.local).await;
         reply.map(Response::new).map_err(|error| status_of(&error))
@@ -63,8 +62,7 @@ impl Node {
                 .members
                 .iter()
                 .map(|member| {
-                    let role =
-                        if member.voter { MemberRole::Voter } else { MemberRole::Learner };
+                    let role = if member.voter { MemberRole::Voter } else { MemberRole::Learner };
                     let (node, replica) = (member.node, member.replica);
                     v1::MemberRoute::from(&MemberRoute { node, replica, role })
                 })

@@ -131,7 +131,9 @@ async fn draw_plan(node: &Node, request: &v1::InitRequest) -> Result<v1::Plan, E
         let Some(info) = told.info else { return Err(not_ready("a node without a name")) };
         let id = info.id;
         let planned = v1::PlannedNode { info: Some(info), incarnation: told.incarnation };
-        let twin = nodes.insert(id, planned.clone()).filter(|twin| twin.incarnation != planned.incarnation);
+        let twin = nodes
+            .insert(id, planned.clone())
+            .filter(|twin| twin.incarnation != planned.incarnation);
         if twin.is_some() {
             return Err(Error::bad_request("join", format!("two nodes have the id {id}")));
         }
@@ -156,10 +158,8 @@ async fn carry_out(node: &Arc<Node>, plan: &v1::Plan) -> Result<(), Error> {
         plan.nodes.iter().filter_map(|planned| planned.info.clone()).map(NodeInfo::from).collect();
     for info in &nodes {
         let mut client = peer(node, &info.peer_addr).await?;
-        let request = v1::AdoptRequest {
-            cluster_id: plan.cluster_id.clone(),
-            founder: node.info.id.0,
-        };
+        let request =
+            v1::AdoptRequest { cluster_id: plan.cluster_id.clone(), founder: node.info.id.0 };
         limited(&info.peer_addr, client.adopt(request)).await?;
     }
     let managers: Vec<NodeId> =
@@ -223,16 +223,14 @@ pub(super) async fn found(node: &Arc<Node>, request: v1::FoundRequest) -> Result
     } else {
         BTreeMap::new()
     };
-    let spec =
-        GroupSpec { group: GroupId::MANAGER, replica: ReplicaId(request.replica), found };
+    let spec = GroupSpec { group: GroupId::MANAGER, replica: ReplicaId(request.replica), found };
     node.open_replica(&host, spec).await.map_err(|error| not_ready(error.to_string()))?;
     Ok(())
 }
 
 fn planned_life(plan: &v1::Plan, node: u32) -> Option<u64> {
-    let named = |planned: &&v1::PlannedNode| {
-        planned.info.as_ref().is_some_and(|info| info.id == node)
-    };
+    let named =
+        |planned: &&v1::PlannedNode| planned.info.as_ref().is_some_and(|info| info.id == node);
     plan.nodes.iter().find(named).map(|planned| planned.incarnation)
 }
 

@@ -91,7 +91,12 @@ fn metrics(node: &Node) -> String {
     let mut text = Text(String::new());
     let status = node.own_status();
     text.single("annulus_engine_bytes", "gauge", "Bytes of the engine.", status.engine_bytes);
-    text.single("annulus_disk_free_bytes", "gauge", "Free bytes of the disk.", status.disk_free_bytes);
+    text.single(
+        "annulus_disk_free_bytes",
+        "gauge",
+        "Free bytes of the disk.",
+        status.disk_free_bytes,
+    );
     text.single("annulus_wal_bytes", "gauge", "Bytes of the shared log.", status.wal_bytes);
     let Some(host) = node.host() else { return text.0 };
     let wal = host.wal().stats();

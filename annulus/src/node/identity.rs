@@ -101,7 +101,8 @@ impl Identity {
                 continue;
             }
             found = true;
-            let Some(read) = read_file(disk, &path, 4096).ok().and_then(|b| Self::decode(&b)) else {
+            let Some(read) = read_file(disk, &path, 4096).ok().and_then(|b| Self::decode(&b))
+            else {
                 continue;
             };
             // A crash between the two writes leaves one behind: the later one counts.
@@ -242,7 +243,10 @@ mod tests {
         };
         let bytes = identity.encode();
         assert_eq!(bytes.len(), BYTES);
-        assert_eq!(&bytes[..21], b"\x01\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\0\0\0\x01");
+        assert_eq!(
+            &bytes[..21],
+            b"\x01\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\0\0\0\x01"
+        );
         assert_eq!(&bytes[21..37], b"\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03");
         assert_eq!(Identity::decode(&bytes), Some(identity));
     }

@@ -92,9 +92,7 @@ impl Node {
         let identity = folder.identity();
         let listen = |addr: SocketAddr| {
             let network = Arc::clone(&env.network);
-            async move {
-                network.listen(addr).await.with_context(|| format!("cannot listen on {addr}"))
-            }
+            async move { network.listen(addr).await.with_context(|| format!("cannot listen on {addr}")) }
         };
         let client = listen(config.listen).await?;
         let peer = listen(config.peer_listen).await?;
@@ -273,7 +271,9 @@ fn incoming(
     futures_util::stream::unfold(listener, |listener| async move {
         loop {
             match listener.accept().await {
-                Ok((stream, addr)) => return Some((Ok(peer::Incoming::new(stream, addr)), listener)),
+                Ok((stream, addr)) => {
+                    return Some((Ok(peer::Incoming::new(stream, addr)), listener));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
                     // Out of file descriptors, most likely: let some close.

@@ -8,11 +8,11 @@ use std::time::Duration;
 use annulus_engine::{Engine, EngineKind};
 use annulus_raft::{Group, GroupSpec, Host, HostError, Machine};
 use annulus_runtime::{Env, OnEnd};
-use annulus_server::operation::Op;
 use annulus_server::ShardMachine;
+use annulus_server::operation::Op;
 use annulus_shard_manager::{Driver, ManagerMachine};
 use annulus_types::token::MICRO_SLICES;
-use annulus_types::{GroupId, NodeId, ReplicaId, Role, RoutingTable};
+use annulus_types::{GroupId, NodeId, ReplicaId, Role, RoutingTable, ShardRoute};
 use annulus_wal::{Wal, Writer};
 
 use super::Node;
@@ -109,8 +109,9 @@ pub(super) fn founders_if_home(
     }
 }
 
-/// Proposes the shards of groups that this node leads and that host none yet, as the first table
-/// gives them. Later changes of a group's shards have entries of their own.
+/// Proposes the shards that the first table gives to groups led here and that are not there yet: all
+/// of them, or those whose entry an earlier leader did not get to. Creating one twice is refused at
+/// apply. Shards do not change groups yet; when they do, entries of their own will say so.
 pub(super) async fn create_shards(node: Arc<Node>) {
     let mut ticker = tokio::time::interval(Duration::from_millis(20));
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -121,14 +122,18 @@ pub(super) async fn create_shards(node: Arc<Node>) {
             node.machines.lock().iter().map(|(id, machine)| (*id, Arc::clone(machine))).collect();
         let mut all_exist = !machines.is_empty();
         for (id, machine) in machines {
-            if !machine.hosted().is_empty() {
+            let hosted = machine.hosted();
+            let planned = table.shards.iter().filter(|shard| shard.group == id);
+            let missing: Vec<&ShardRoute> =
+                planned.filter(|shard| !hosted.contains(&shard.id)).collect();
+            if missing.is_empty() {
                 continue;
             }
             all_exist = false;
             let Some(group) = host.group(id).filter(|group| group.role().0 == Role::Leader) else {
                 continue;
             };
-            propose_shards(&table, &group).await;
+            propose_shards(&table, &missing, &group).await;
         }
         if all_exist {
             ticker = tokio::time::interval(Duration::from_millis(500));
@@ -136,11 +141,11 @@ pub(super) async fn create_shards(node: Arc<Node>) {
     }
 }
 
-async fn propose_shards(table: &RoutingTable, group: &Group) {
+async fn propose_shards(table: &RoutingTable, missing: &[&ShardRoute], group: &Group) {
     let Ok(count) = u16::try_from(MICRO_SLICES as usize / table.shards.len().max(1)) else {
         return;
     };
-    let creations = table.shards.iter().filter(|shard| shard.group == group.id()).map(|shard| {
+    let creations = missing.iter().map(|shard| {
         let first = u16::try_from(shard.slice).unwrap_or(u16::MAX).saturating_mul(count);
         let op = Op::Create { first, count, epoch: shard.epoch };
         group.propose(shard.id, op.encode(), Duration::from_secs(2))

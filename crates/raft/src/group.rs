@@ -9,6 +9,7 @@ use bytes::Bytes;
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver as _;
 
+use crate::links::Links;
 use crate::machine::StateMachine;
 use crate::packer::{Packer, Proposed};
 use crate::replica::ReplicaState;
@@ -20,6 +21,7 @@ pub struct Group {
     pub(crate) replica: Arc<ReplicaState>,
     pub(crate) raft: Raft<TypeConfig, StateMachine>,
     pub(crate) packer: Arc<Packer>,
+    pub(crate) links: Arc<Links>,
 }
 
 /// Leave to read local state now: it is at least as new as everything that was acknowledged when
@@ -190,13 +192,18 @@ impl Group {
     /// back: it refuses writes and sends no heartbeats until its term ends. Run it to its end.
     ///
     /// # Errors
-    /// `NotLeader` when this replica does not lead; `NoQuorum` when the target is not ready in time.
+    /// `NotLeader` when this replica does not lead; `NotReady` without a link to the target;
+    /// `NoQuorum` when the target is not ready in time.
     pub async fn transfer(&self, to: NodeId, limit: Duration) -> Result<(), Error> {
         let Some(vote) = self.replica.gate.view().leading else { return Err(self.not_leader()) };
         let target = self.status().members.into_iter().find(|m| m.node == to && m.voter);
         let Some(target) = target.filter(|member| member.replica != self.replica.me) else {
             return Err(Error::bad_request("node", format!("node {to} is not another voter")));
         };
+        if !self.links.is_up(to) {
+            let reason = format!("no link to node {to}");
+            return Err(Error::refused(ErrorKind::NotReady { reason }));
+        }
         self.packer.hold(true);
         let ready = tokio::time::timeout(limit, async {
             self.packer.idle().await;

@@ -462,7 +462,8 @@ impl Host {
             .map_err(|error| HostError::Raft(error.to_string()))?;
         let weaken = self.weaken.propose_with_shut_gate();
         let packer = Arc::new(Packer::new(self.env.clone(), Arc::clone(&replica), weaken));
-        Ok(Arc::new(Group { env: self.env.clone(), replica, raft, packer }))
+        let links = Arc::clone(&self.links);
+        Ok(Arc::new(Group { env: self.env.clone(), replica, raft, packer, links }))
     }
 
     /// L7: openraft applies what is committed, also before the local flush. A log that ends below

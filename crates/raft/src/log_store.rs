@@ -94,6 +94,13 @@ impl LogStore {
     }
 
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        // openraft's contract: what is absent at either end of a range is left out.
+        let state = self.log.state();
+        let to = to.min(state.last.map_or(0, |id| id.index + 1));
+        let mut from = from.max(state.purged.map_or(0, |id| id.index + 1));
+        while from < to && self.log.id_at(from).is_none() {
+            from += 1;
+        }
         if from >= to {
             return Ok(Vec::new());
         }

@@ -23,7 +23,7 @@ use annulus_wal::EntryId;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use openraft::entry::RaftEntry as _;
-use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 
 use crate::codec;
@@ -139,6 +139,14 @@ impl StateMachine {
         Ok(Self { replica, engine, machine, state })
     }
 
+    /// What a snapshot of this moment would be called.
+    fn described(&self) -> SnapshotMetaOf<TypeConfig> {
+        SnapshotMetaOf::<TypeConfig> {
+            last_log_id: self.state.applied,
+            last_membership: self.state.membership.clone(),
+        }
+    }
+
     fn apply_one(&mut self, id: LogId, payload: Payload) -> Result<Reply, io::Error> {
         let mut batch = Batch::default();
         let mut replies = Vec::new();
@@ -200,25 +208,28 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<NoSnapshotBuilder> {
-        None
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<NoSnapshotBuilder> {
+        // Demanded at the start of a log that begins late (L7).
+        force.then(|| NoSnapshotBuilder { meta: self.described() })
     }
 
     async fn get_snapshot_builder(&mut self) -> NoSnapshotBuilder {
-        NoSnapshotBuilder
+        NoSnapshotBuilder { meta: self.described() }
     }
 
     async fn install_snapshot(
         &mut self,
         _meta: &SnapshotMetaOf<TypeConfig>,
-        snapshot: NoSnapshot,
+        _snapshot: NoSnapshot,
     ) -> Result<(), io::Error> {
-        match snapshot {}
+        Err(io::Error::new(io::ErrorKind::Unsupported, "snapshots have no content yet"))
     }
 
     async fn get_current_snapshot(
         &mut self,
     ) -> Result<Option<SnapshotOf<TypeConfig, NoSnapshot>>, io::Error> {
-        Ok(None)
+        // A leader whose log begins late is asked for one, and none is fatal to it.
+        let described = self.state.applied.map(|_| self.described());
+        Ok(described.map(|meta| Snapshot { meta, snapshot: NoSnapshot }))
     }
 }

@@ -343,11 +343,12 @@ impl NetSnapshot<TypeConfig> for PeerClient {
     async fn full_snapshot(
         &mut self,
         _vote: Vote,
-        snapshot: SnapshotOf<TypeConfig, NoSnapshot>,
+        _snapshot: SnapshotOf<TypeConfig, NoSnapshot>,
         _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        match snapshot.snapshot {}
+        // Nothing to send; openraft tries again after a pause.
+        Err(StreamingError::Unreachable(Unreachable::new(&LinkError::Undeliverable)))
     }
 }
 

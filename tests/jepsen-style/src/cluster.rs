@@ -183,11 +183,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills every running node with SIGKILL, one right after the other.
+    /// Kills every running node with SIGKILL, all before the first is waited for.
     ///
     /// # Errors
     /// When one cannot be killed.
     pub fn kill_all(&mut self) -> Result<()> {
+        for process in self.running.iter_mut().flatten() {
+            process.send_kill()?;
+        }
         for slot in &mut self.running {
             if let Some(mut process) = slot.take() {
                 process.kill9()?;

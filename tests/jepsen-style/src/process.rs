@@ -105,6 +105,16 @@ impl Process {
         Ok(status)
     }
 
+    /// Sends SIGKILL and does not wait; [`Process::kill9`] does afterwards. For killing several at
+    /// once.
+    ///
+    /// # Errors
+    /// When it has ended, or the operating system refuses.
+    pub fn send_kill(&mut self) -> Result<()> {
+        self.ensure_running()?;
+        self.send(Signal::KILL)
+    }
+
     /// Asks it to end with SIGTERM, waits up to `limit`, then kills it: a status with signal 9 says
     /// that it came to that. A paused process is resumed, or it could not hear. If the future is
     /// dropped, the process was asked and still has its guard.

@@ -140,7 +140,11 @@ pub async fn register_client(
                         *slot = Some((to, written.version));
                         Outcome::Ok(Value::Swapped(true))
                     }
-                    Err(Error { kind: ErrorKind::PreconditionFailed { .. }, .. }) => {
+                    Err(Error {
+                        kind: ErrorKind::PreconditionFailed { .. },
+                        may_have_applied: MayHaveApplied::No,
+                        ..
+                    }) => {
                         *slot = None;
                         Outcome::Ok(Value::Swapped(false))
                     }

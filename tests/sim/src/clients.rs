@@ -1,12 +1,12 @@
 //! Clients: closed loops that write down what they did, in simulated time.
 //!
-//! A client asks the node that it believes to lead the key's group, follows a `NotLeader` to the node
-//! that it names, and tries the next member otherwise. Answers take no time on their way: with
+//! A client asks the node that it believes to lead the key's group, follows a `NotLeader` to the
+//! node that it names, and tries the next member otherwise. Answers take no time on their way: with
 //! shorter operations the checkers can say more.
 //!
-//! Invariants, those of every client here (W4): an operation is sent again only after an attempt that
-//! said NO; it has failed only if every attempt said NO; a process that ends under an attempt leaves
-//! it unknown. Values are numbers that no two operations write.
+//! Invariants, those of every client here (W4): an operation is sent again only after an attempt
+//! that said NO; it has failed only if every attempt said NO; a process that ends under an attempt
+//! leaves it unknown. Values are numbers that no two operations write.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -179,7 +179,9 @@ impl Client {
         let place = self.places.entry(route.id).or_default();
         let members = &route.members;
         let node = members[*place % members.len()].0;
-        let Some(process) = self.world.machine(node).process() else {
+        let running = self.world.machine(node).process();
+        // One that is stopping takes no request.
+        let Some(process) = running.filter(|process| !process.env.tasks.is_stopping()) else {
             *place += 1;
             return Attempt::No;
         };

@@ -1,8 +1,8 @@
 //! A machine of the cluster: a disk that stays, and at most one process at a time.
 //!
 //! Invariant: [`Machine::process`] is the process that runs now. Taking it away and ending its disk
-//! and network happen in one step of the simulation, in `world`; from that step on whatever parts of
-//! it still run reach nothing.
+//! and network happen in one step of the simulation, in `world`; from that step on whatever parts
+//! of it still run reach nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,7 +1,7 @@
 //! What a seed decides before the run begins: sizes, speeds, and which faults come when.
 //!
-//! Pure: a plan follows from random numbers and from how long the run lasts. What it does not decide
-//! is drawn during the run from sequences that the same seed begins.
+//! Pure: a plan follows from random numbers and from how long the run lasts. What it does not
+//! decide is drawn during the run from sequences that the same seed begins.
 
 use std::fmt;
 use std::time::Duration;

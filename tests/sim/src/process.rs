@@ -1,8 +1,8 @@
 //! A process of the simulated cluster: the parts of a real node on simulated seams.
 //!
 //! Real: the log and its recovery, openraft and everything around it, the peer links with tonic and
-//! HTTP/2, the shards. Simulated: clock, randomness, disk, network. The engine is the memory engine,
-//! which a restart empties, so that every boot replays the log.
+//! HTTP/2, the shards. Simulated: clock, randomness, disk, network. The engine is the memory
+//! engine, which a restart empties, so that every boot replays the log.
 //!
 //! The log's writer is driven by a task here, not by a thread, and takes simulated time before each
 //! step: what it is about to write and sync is acknowledged that much later.
@@ -73,8 +73,7 @@ impl Process {
             tail_bytes: LOG_TAIL_BYTES,
         };
         let salts = env.random.clone();
-        let (wal, writer) =
-            Wal::open(disk, Path::new(LOG_DIR), log_options, move || salts.u64())?;
+        let (wal, writer) = Wal::open(disk, Path::new(LOG_DIR), log_options, move || salts.u64())?;
         let work = Arc::new(Notify::new());
         let ring = Arc::clone(&work);
         wal.on_work(Box::new(move || ring.notify_one()));
@@ -104,7 +103,7 @@ impl Process {
         let served = peer::serve(Arc::clone(&host), listener);
         env.tasks.spawn("peer server", OnEnd::StopNode, async move {
             if let Err(error) = served.await {
-                tracing::error!(%node, error, "the peer server ended");
+                tracing::error!(%node, %error, "the peer server ended");
             }
         });
         Ok(Arc::new(Self { node, boot, env, host, shards, engine }))

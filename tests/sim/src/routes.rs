@@ -80,9 +80,8 @@ pub(crate) fn info_of(node: NodeId) -> NodeInfo {
 
 impl Routes {
     pub(crate) fn new(shards: u32) -> anyhow::Result<Self> {
-        let nodes: Vec<PlacementNode> = node_ids()
-            .map(|id| PlacementNode { id, weight: 100, zone: String::new() })
-            .collect();
+        let nodes: Vec<PlacementNode> =
+            node_ids().map(|id| PlacementNode { id, weight: 100, zone: String::new() }).collect();
         let placement = place(&nodes, &Settings { shards, lanes: LANES, replication: NODES })?;
         let mut next_replica = 0;
         let mut groups = Vec::new();

@@ -23,9 +23,16 @@ pub(crate) const NAMESPACE: NamespaceId = NamespaceId(0);
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     /// With `strict`, not on the word of a gate.
-    Read { strict: bool },
-    Put { body: Bytes },
-    Cas { version: Revision, body: Bytes },
+    Read {
+        strict: bool,
+    },
+    Put {
+        body: Bytes,
+    },
+    Cas {
+        version: Revision,
+        body: Bytes,
+    },
     Delete,
 }
 
@@ -82,11 +89,9 @@ impl Process {
                 crc: crc32fast::hash(body),
                 value: body.clone(),
             },
-            Request::Delete => Op::Delete {
-                namespace: NAMESPACE,
-                key: key.clone(),
-                expect: Expect::Anything,
-            },
+            Request::Delete => {
+                Op::Delete { namespace: NAMESPACE, key: key.clone(), expect: Expect::Anything }
+            }
         };
         let (shard, group) = self.locate(token_of(key)).ok_or_else(not_here)?;
         let proposed = group.propose(shard.id, op.encode(), limit).await?;

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 /// Collects the lines of one run. Cheap to clone; clones are the same trace.
 #[derive(Clone)]
-pub struct Trace(Arc<Mutex<Lines>>);
+pub(crate) struct Trace(Arc<Mutex<Lines>>);
 
 struct Lines {
     /// None before the run has begun.
@@ -28,8 +28,7 @@ struct Lines {
 
 impl Trace {
     /// An empty trace; with `prints` its lines also go to standard output.
-    #[must_use]
-    pub fn new(prints: bool) -> Self {
+    pub(crate) fn new(prints: bool) -> Self {
         Self(Arc::new(Mutex::new(Lines { clock: None, lines: Vec::new(), prints })))
     }
 
@@ -50,8 +49,7 @@ impl Trace {
     }
 
     /// The lines so far.
-    #[must_use]
-    pub fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.0.lock().lines.clone()
     }
 }

@@ -21,6 +21,7 @@
 //! Failure: what neither search decides within the step limit is [`Verdict::Indeterminate`], which
 //! a harness must treat as an error.
 
+mod ledger;
 mod search;
 #[cfg(test)]
 mod tests;

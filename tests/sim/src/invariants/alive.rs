@@ -1,6 +1,6 @@
-//! W8, L5: a node stops, a replica halts, and a log is damaged only for a reason that was inflicted.
-//! No fault of a run rots a disk, so that damage is never a reason; a failed sync is one, and then
-//! the node must stop.
+//! W8, L5: a node stops, a replica halts, and a log is damaged only for a reason that was
+//! inflicted. No fault of a run rots a disk, so that damage is never a reason; a failed sync is
+//! one, and then the node must stop.
 
 use annulus_types::{GroupId, NodeId};
 

@@ -90,9 +90,8 @@ mod tests {
 
     #[test]
     fn every_difference_is_found() {
-        let judged = |other: GroupCopy| {
-            judge(GroupId(1), &[(NodeId(1), copy(4, "v")), (NodeId(2), other)])
-        };
+        let judged =
+            |other: GroupCopy| judge(GroupId(1), &[(NodeId(1), copy(4, "v")), (NodeId(2), other)]);
         assert_eq!(judged(copy(4, "v")), None);
         let mut late = copy(4, "v");
         late.applied = 8;

@@ -13,9 +13,7 @@ const RULE: &str = "R1 one open gate";
 pub(crate) type Holder = (NodeId, u64);
 
 /// The holder of each group's open gate, from all that were seen open at one moment.
-pub(crate) fn holders(
-    open: &[(GroupId, Holder)],
-) -> Result<BTreeMap<GroupId, Holder>, Violation> {
+pub(crate) fn holders(open: &[(GroupId, Holder)]) -> Result<BTreeMap<GroupId, Holder>, Violation> {
     let mut holders = BTreeMap::new();
     for (group, holder) in open {
         if let Some((node, term)) = holders.insert(*group, *holder) {

@@ -22,16 +22,21 @@
 //!   is not sought either. (Only while no refused compare-and-swap is left: an idle write may be
 //!   what makes it refuse.)
 //! - *Optional only if useful.* An optional operation is tried only if its value is sought, or if
-//!   an enabled compare-and-swap was refused and the register still holds what it looked for.
+//!   an enabled compare-and-swap was refused and the register still holds what it looked for. Of
+//!   equal ones the first is tried: what is enabled stays so, one is as good as the other.
+//! - *Optional sparingly.* A configuration is as good as known if it was left without success with
+//!   fewer optional operations spent: those saved can only help.
 //! - Values that nobody looks for are one value, [`JUNK`], so that configurations meet.
 //!
 //! Failure: beyond the step limit the answer is [`Answer::GaveUp`]. Steps count entries looked at
 //! and words remembered, so that the limit bounds both time and memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+
+use super::ledger::Ledger;
 
 /// What an operation needs of the register and does to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Step<V> {
     /// Writes the value.
     Set(V),
@@ -139,6 +144,8 @@ struct Definite {
 struct Optional {
     step: Step<usize>,
     invoked_us: u64,
+    /// The one before it with the same step.
+    twin: Option<usize>,
 }
 
 #[derive(Clone, Copy)]
@@ -198,7 +205,8 @@ struct Search {
     placed_count: usize,
     placed_optional: Bits,
     frames: Vec<Frame>,
-    memory: HashSet<Box<[u64]>>,
+    /// Per configuration of the definite operations: the sets of optional ones spent on it.
+    memory: HashMap<Box<[u64]>, Vec<Box<[u64]>>>,
     steps: u64,
     step_limit: u64,
     stuck_us: u64,
@@ -223,7 +231,7 @@ impl Search {
                     spans.push((one.invoked_us, returned_us));
                     definite.push(Definite { step, returned_us, call_entry: 0, return_entry: 0 });
                 }
-                None => optional.push(Optional { step, invoked_us: one.invoked_us }),
+                None => optional.push(Optional { step, invoked_us: one.invoked_us, twin: None }),
             }
         }
         let entries = link(&spans, &mut definite);
@@ -233,11 +241,14 @@ impl Search {
             ledger.add(one.step, true);
         }
         if refused_left == 0 {
-            let useful = ledger.useful(&optional);
+            let steps: Vec<Step<usize>> = optional.iter().map(|one| one.step).collect();
+            let useful = ledger.useful(&steps);
             optional.retain(|one| one.step.yields().is_some_and(|value| useful[value]));
         }
-        for one in &optional {
+        let mut twins = HashMap::new();
+        for (index, one) in optional.iter_mut().enumerate() {
             ledger.add(one.step, false);
+            one.twin = twins.insert(one.step, index);
         }
         Self {
             placed: Bits::new(definite.len()),
@@ -250,7 +261,7 @@ impl Search {
             state: ABSENT,
             placed_count: 0,
             frames: Vec::new(),
-            memory: HashSet::new(),
+            memory: HashMap::new(),
             steps: 0,
             step_limit,
             stuck_us: 0,
@@ -312,7 +323,7 @@ impl Search {
                     }
                 }
                 Cursor::Optional { index, horizon_us, is_blocked } => {
-                    let Some(&Optional { step, invoked_us }) = self.optional.get(index) else {
+                    let Some(&Optional { step, invoked_us, .. }) = self.optional.get(index) else {
                         return false;
                     };
                     if invoked_us > horizon_us {
@@ -489,28 +500,18 @@ impl Search {
     }
 
     fn is_worth_trying(&self, index: usize, is_blocked: bool) -> bool {
-        let step = self.optional[index].step;
-        let is_free = |index: usize| !self.placed_optional.get(index);
-        if !is_free(index) {
-            return false;
-        }
-        if step == Step::Set(JUNK) {
-            // They are alike: the first free one stands for all.
-            let is_first = || {
-                let mut earlier = (0..index).filter(|&other| is_free(other));
-                !earlier.any(|other| self.optional[other].step == step)
-            };
-            return is_blocked && is_first();
-        }
-        is_blocked || step.yields().is_some_and(|value| self.ledger.is_sought(value))
+        let Optional { step, twin, .. } = self.optional[index];
+        let is_placed = |index: usize| self.placed_optional.get(index);
+        !is_placed(index)
+            && twin.is_none_or(is_placed)
+            && (is_blocked || step.yields().is_some_and(|value| self.ledger.is_sought(value)))
     }
 
-    /// Notes the configuration; false if it is known. All definite operations before the first one
-    /// that is not placed are, so the words from there on describe them all.
+    /// Notes the configuration; false if it is as good as known. All definite operations before
+    /// the first one that is not placed are, so the words from there on describe them all.
     fn remember(&mut self) -> bool {
         let first_left = self.entries[self.entries[HEAD].next].definite;
         let mut key = vec![first_left as u64, self.state as u64];
-        key.extend_from_slice(&self.placed_optional.0);
         let mut ahead = self.placed_count - first_left;
         let mut word = first_left / 64;
         let mut mask = u64::MAX << (first_left % 64);
@@ -521,9 +522,21 @@ impl Search {
             word += 1;
             mask = u64::MAX;
         }
+        let spent = &self.placed_optional.0;
         self.steps += key.len() as u64;
-        self.memory.insert(key.into_boxed_slice())
+        let known = self.memory.entry(key.into_boxed_slice()).or_default();
+        self.steps += (spent.len() * (known.len() + 1)) as u64;
+        if known.iter().any(|one| is_subset(one, spent)) {
+            return false;
+        }
+        known.retain(|one| !is_subset(spent, one));
+        known.push(spent.clone().into_boxed_slice());
+        true
     }
+}
+
+fn is_subset(some: &[u64], all: &[u64]) -> bool {
+    some.iter().zip(all).all(|(some, all)| some & !all == 0)
 }
 
 fn is_refused<V>(step: Step<V>) -> bool {
@@ -575,96 +588,6 @@ fn link(spans: &[(u64, u64)], definite: &mut [Definite]) -> Vec<Entry> {
         }
     }
     entries
-}
-
-/// Who is still to come: for each value, who must see it and who can produce it.
-struct Ledger {
-    observers: Vec<usize>,
-    producers: Vec<usize>,
-    /// Optional compare-and-swaps that would start from the value. They need not happen.
-    hopefuls: Vec<usize>,
-    /// Values with observers and without producers.
-    orphans: usize,
-}
-
-impl Ledger {
-    fn new(values: usize) -> Self {
-        Self {
-            observers: vec![0; values],
-            producers: vec![0; values],
-            hopefuls: vec![0; values],
-            orphans: 0,
-        }
-    }
-
-    fn is_orphan(&self, value: usize) -> bool {
-        self.observers[value] > 0 && self.producers[value] == 0
-    }
-
-    fn is_sought(&self, value: usize) -> bool {
-        self.observers[value] > 0 || self.hopefuls[value] > 0
-    }
-
-    /// Whether every orphan is in the register, so that it can still be seen.
-    fn allows(&self, state: usize) -> bool {
-        self.orphans == usize::from(self.is_orphan(state))
-    }
-
-    /// An operation is to come (again).
-    fn add(&mut self, step: Step<usize>, is_definite: bool) {
-        self.change(step, is_definite, |count| *count += 1);
-    }
-
-    /// An operation is placed.
-    fn remove(&mut self, step: Step<usize>, is_definite: bool) {
-        self.change(step, is_definite, |count| *count -= 1);
-    }
-
-    fn change(&mut self, step: Step<usize>, is_definite: bool, by_one: fn(&mut usize)) {
-        if let Some(value) = step.demands() {
-            if is_definite {
-                let was_orphan = self.is_orphan(value);
-                by_one(&mut self.observers[value]);
-                self.recount(value, was_orphan);
-            } else {
-                by_one(&mut self.hopefuls[value]);
-            }
-        }
-        if let Some(value) = step.yields() {
-            let was_orphan = self.is_orphan(value);
-            by_one(&mut self.producers[value]);
-            self.recount(value, was_orphan);
-        }
-    }
-
-    fn recount(&mut self, value: usize, was_orphan: bool) {
-        match (was_orphan, self.is_orphan(value)) {
-            (false, true) => self.orphans += 1,
-            (true, false) => self.orphans -= 1,
-            (true, true) | (false, false) => {}
-        }
-    }
-
-    /// The values that an observer sees, also by way of optional compare-and-swaps.
-    fn useful(&self, optional: &[Optional]) -> Vec<bool> {
-        let mut useful: Vec<bool> = self.observers.iter().map(|&count| count > 0).collect();
-        loop {
-            let mut grew = false;
-            // Chains lead from early to late, so backwards one pass mostly does.
-            for one in optional.iter().rev() {
-                if let Step::Swap { from, to } = one.step
-                    && useful[to]
-                    && !useful[from]
-                {
-                    useful[from] = true;
-                    grew = true;
-                }
-            }
-            if !grew {
-                return useful;
-            }
-        }
-    }
 }
 
 struct Bits(Vec<u64>);
