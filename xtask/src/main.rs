@@ -7,6 +7,7 @@
 
 mod check;
 mod deps;
+mod jepsen;
 mod sim;
 mod step;
 mod test;
@@ -19,6 +20,10 @@ usage: cargo xtask COMMAND
 
   check   formatting, lints, documentation, and the rules for project files
   deps    the direction of dependencies between the packages
+  jepsen  real processes under a nemesis, judged: [--workload register]
+          [--nemesis kill,stop,pause,kill-all,none] [--minutes M] [--seed S] [--clients N]
+  load    a closed loop on a release build: [--seconds S] [--clients N] [--reads PERCENT]
+          [--value-bytes N] [--nodes N]
   sim     the deterministic simulation: --seed N [--trace], or --seeds A..B
   test    every test of the workspace, with the dev profile";
 
@@ -48,6 +53,8 @@ fn dispatch(line: &[&str]) -> Option<anyhow::Result<()>> {
     match line {
         ["check"] => Some(check::run()),
         ["deps"] => Some(deps::run()),
+        ["jepsen", rest @ ..] => jepsen::run(rest),
+        ["load", rest @ ..] => Some(jepsen::load(rest)),
         ["sim", rest @ ..] => sim::run(rest),
         ["test"] => Some(test::run()),
         _ => None,

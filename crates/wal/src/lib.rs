@@ -95,7 +95,8 @@
 //!   old segment counts as before;
 //! - damage.
 //!
-//! Recovery never writes into an old segment.
+//! Recovery never writes into an old segment. Segments that count for nothing any more are removed
+//! when the new one is durable; one with damage in it is kept aside, as `….wal.damaged`.
 //!
 //! # Format, version 1
 //!

@@ -95,8 +95,8 @@ fn scan(header: &Header, data: &[u8], until: u64) -> Vec<Part> {
 
 /// Finds out what there is to know about a stretch whose batch is not whole.
 fn examine(header: &Header, data: &[u8], at: u64, until: u64) -> Bad {
-    let blocks = || (at..until).step_by(BLOCK as usize);
-    let last_heads = || blocks().filter_map(|block| Head::last(header, data, block));
+    let blocks = move || (at..until).step_by(BLOCK as usize);
+    let last_heads = move || blocks().filter_map(move |block| Head::last(header, data, block));
     let head = Head::first(header, data, at)
         .or_else(|| last_heads().find(|head| head.offset == at))
         .filter(|head| head.end() > at && head.end() <= until);
@@ -171,6 +171,14 @@ pub(crate) struct Again {
     pub(crate) payload: Option<Place>,
 }
 
+/// A segment that counts for nothing once the next one is durable. It must then go before any newer
+/// one does: what says that it counts for nothing lies there.
+#[derive(Debug)]
+pub(crate) struct Void {
+    pub(crate) number: u64,
+    pub(crate) has_damage: bool,
+}
+
 /// How the writer goes on.
 #[derive(Debug)]
 pub(crate) struct Resume {
@@ -183,8 +191,7 @@ pub(crate) struct Resume {
     pub(crate) seals: Vec<Seal>,
     /// Where the content of each segment that counts ends.
     pub(crate) ends: BTreeMap<u64, u64>,
-    /// Segments that count for nothing once the next one is durable.
-    pub(crate) void: Vec<u64>,
+    pub(crate) void: Vec<Void>,
     /// The highest number ever used.
     pub(crate) newest: u64,
 }
@@ -202,8 +209,8 @@ pub(crate) struct Survey {
     /// Files that were never segments, and segments that count for nothing as a seal says.
     void: Vec<u64>,
     newest: u64,
-    /// Damage that may concern any replica.
-    lost: Vec<Damage>,
+    /// Damage that may concern any replica born up to the segment with this number.
+    lost: Vec<(u64, Damage)>,
 }
 
 impl Survey {
@@ -303,7 +310,7 @@ impl Survey {
 
     fn lose(&mut self, number: u64, offset: u64, reason: &str) {
         let damage = Damage { file: file_name(number), offset, reason: reason.to_owned() };
-        self.lost.push(damage);
+        self.lost.push((number, damage));
     }
 
     /// Replays all that counts into `index`, which is empty.
@@ -328,7 +335,12 @@ impl Survey {
         let mut replay =
             Replay { index, at_mark: None, again: Vec::new(), weakened: self.weakened };
         let mut ends = BTreeMap::new();
+        self.lost.sort_by_key(|(number, _)| *number);
+        let mut lost = self.lost.iter().peekable();
         for Segment { header, parts } in &self.segments {
+            while let Some((_, damage)) = lost.next_if(|(number, _)| *number < header.number) {
+                replay.damage_all(damage);
+            }
             for part in parts {
                 let position = Position { segment: header.number, offset: part.offset() };
                 if position >= self.mark {
@@ -341,12 +353,17 @@ impl Survey {
             ends.insert(header.number, sealed.unwrap_or(read));
         }
         replay.pass_mark();
+        for (_, damage) in lost {
+            replay.damage_all(damage);
+        }
         let oldest = self.segments.first().map_or(0, |segment| segment.header.number);
-        replay.finish(&self.lost, &file_name(oldest));
+        replay.find_gaps(&file_name(oldest));
 
         let seals = self.seals_from_mark();
         ends.extend(seals.iter().map(|seal| (seal.segment, seal.end)));
-        let void = seals.iter().filter(|seal| seal.is_void()).map(|seal| seal.segment).collect();
+        let void = seals.iter().filter(|seal| seal.is_void()).map(|seal| seal.segment);
+        let void: Vec<Void> =
+            void.map(|number| Void { number, has_damage: self.has_damage(number) }).collect();
         let resume = Resume {
             ledger: replay.at_mark.unwrap_or_default(),
             again: replay.again,
@@ -357,6 +374,11 @@ impl Survey {
             newest: self.newest.max(self.named.last().copied().unwrap_or(0)),
         };
         (replay.index, resume)
+    }
+
+    fn has_damage(&self, number: u64) -> bool {
+        let mut segments = self.segments.iter().filter(|s| s.header.number == number);
+        segments.any(|s| s.parts.iter().any(|part| matches!(part, Part::Bad(_))))
     }
 
     /// The segment of the mark ends there; what newer ones hold is written again. Seals in batches
@@ -470,11 +492,8 @@ impl Replay {
         Ok(())
     }
 
-    /// What can be judged only when everything has been read.
-    fn finish(&mut self, lost: &[Damage], oldest: &str) {
-        for damage in lost {
-            self.damage_all(damage);
-        }
+    /// Entries that are missing at the front can be told only when all purges have been seen.
+    fn find_gaps(&mut self, oldest: &str) {
         for (stream, reason) in self.index.gaps() {
             self.damage(stream, Damage { file: oldest.to_owned(), offset: 0, reason });
         }

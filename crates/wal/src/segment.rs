@@ -171,6 +171,14 @@ impl Store {
         self.disk.sync_dir(&self.dir).map_err(failed("sync the folder"))
     }
 
+    /// Takes a segment out of the log but keeps it, for whoever looks into the damage in it.
+    pub(crate) fn set_aside(&self, number: u64) -> Result<(), WalError> {
+        let path = self.dir.join(file_name(number));
+        let aside = self.dir.join(format!("{}.damaged", file_name(number)));
+        self.disk.rename(&path, &aside).map_err(failed("set a segment aside"))?;
+        self.disk.sync_dir(&self.dir).map_err(failed("sync the folder"))
+    }
+
     pub(crate) fn sync(&mut self, file: &dyn DiskFile) -> Result<(), WalError> {
         self.syncs += 1;
         file.sync_data().map_err(failed("sync a segment"))

@@ -22,7 +22,7 @@ use crate::format::batch::{self, Manifest, Seal};
 use crate::format::record::{Change, Frames, Record};
 use crate::format::{HEADER_BYTES, Place, Position};
 use crate::ledger::Ledger;
-use crate::recovery::{Again, Resume};
+use crate::recovery::{Again, Resume, Void};
 use crate::segment::{ReadError, Segment, Store, failed};
 use crate::shared::{Request, Shared};
 use crate::weaken::{Weaken, Weakened};
@@ -102,10 +102,12 @@ impl Writer {
         };
         let places = writer.commit(&again)?;
         writer.settle(&again, &places);
-        if writer.ledger.damage.is_empty() {
-            // With damage every file stays, for whoever looks into it.
-            for number in resume.void {
-                writer.sealed.remove(&number);
+        for Void { number, has_damage } in resume.void {
+            writer.sealed.remove(&number);
+            if has_damage {
+                writer.shared.forget_segment(number);
+                writer.store.set_aside(number)?;
+            } else {
                 writer.remove(number)?;
             }
         }
@@ -272,10 +274,7 @@ impl Drop for Writer {
     }
 }
 
-pub(crate) fn complete(
-    completions: impl Iterator<Item = Completion>,
-    outcome: &Result<(), WalError>,
-) {
+fn complete(completions: impl Iterator<Item = Completion>, outcome: &Result<(), WalError>) {
     for done in completions {
         done(outcome.clone());
     }

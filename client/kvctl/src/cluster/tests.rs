@@ -1,3 +1,5 @@
+//! How replies of the cluster become what the commands show.
+
 use serde_json::{json, to_value};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Exit codes and texts for every kind of error.
+
 use annulus_types::{ClusterId, NodeId, Revision, RoutingTable, TableVersion};
 use serde_json::json;
 

@@ -96,7 +96,7 @@ impl Head {
     /// The last four bytes are the checksum of the others; at the first end it stands for the whole
     /// batch in a [`Seal`].
     fn encode(&self, header: &Header, end: End) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEAD_BYTES as usize);
+        let mut out: Vec<u8> = Vec::with_capacity(HEAD_BYTES as usize);
         out.extend_from_slice(&end.magic());
         out.put_u64_le(header.number);
         out.put_u64_le(self.offset);
@@ -107,7 +107,8 @@ impl Head {
         out.put_u32_le(self.manifest_crc);
         out.put_u64_le(self.records_bytes);
         out.put_u32_le(self.body_crc);
-        out.put_u32_le(header.salt.crc(&out));
+        let crc = header.salt.crc(&out);
+        out.put_u32_le(crc);
         out
     }
 
@@ -163,7 +164,7 @@ pub(crate) struct Item {
     pub(crate) vital: bool,
     /// The first entry in the batch.
     pub(crate) first: Option<EntryId>,
-    /// The hard state after the batch, the vote and the last entry among it.
+    /// The hard state after the batch: the vote and the last entry among others.
     pub(crate) state: LogState,
 }
 
@@ -198,7 +199,7 @@ impl Manifest {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.encoded_len() as usize);
+        let mut out: Vec<u8> = Vec::with_capacity(self.encoded_len() as usize);
         out.put_u32_le(self.seals.len() as u32);
         for seal in &self.seals {
             out.put_u64_le(seal.segment);
@@ -261,7 +262,7 @@ pub(crate) fn encode(
     let described = manifest.encode();
     let ends = HEAD_BYTES as usize + described.len();
 
-    let mut stream = Vec::with_capacity((blocks * BLOCK_ROOM) as usize);
+    let mut stream: Vec<u8> = Vec::with_capacity((blocks * BLOCK_ROOM) as usize);
     // Room for the head, which needs the checksum of what follows.
     stream.put_bytes(0, HEAD_BYTES as usize);
     stream.extend_from_slice(&described);

@@ -211,9 +211,10 @@ fn without_a_readable_manifest_everybody_is_concerned_for_good() {
 }
 
 #[test]
-fn one_header_is_enough_none_is_damage_of_all() {
+fn one_header_is_enough_none_is_damage() {
     let disk = TestDisk::default();
     let run = play(&disk, &story(), Weakened::default());
+    let newest = disk.files().pop().unwrap();
     for file in disk.files() {
         for copy in 0..2 {
             let spoiled = disk.after_kill();
@@ -227,12 +228,15 @@ fn one_header_is_enough_none_is_damage_of_all() {
             bytes[BLOCK as usize + 9] ^= 1;
         });
         let (wal, _writer) = open(&spoiled);
-        assert!(run.last().logs.keys().all(|stream| wal.damage(*stream).is_some()), "{file}");
+        assert_eq!(as_it_was_or_damaged(&wal, run.last()), Ok(()), "{file}");
+        let damaged = run.last().logs.keys().filter(|stream| wal.damage(**stream).is_some());
+        // A newer segment repeats all that the quiet replica has, but not the other's entries.
+        assert_eq!(damaged.count(), if file == newest { 2 } else { 1 }, "{file}");
     }
 }
 
 #[test]
-fn an_older_segment_that_is_missing_or_empty_is_damage_of_all() {
+fn an_older_segment_that_is_missing_or_empty_is_damage() {
     let disk = TestDisk::default();
     let run = play(&disk, &story(), Weakened::default());
     let files = disk.files();
@@ -241,7 +245,8 @@ fn an_older_segment_that_is_missing_or_empty_is_damage_of_all() {
     let spoiled = disk.after_kill();
     spoiled.spoil(&files[0], |bytes| bytes.fill(0));
     let (wal, _writer) = open(&spoiled);
-    assert!(run.last().logs.keys().all(|stream| wal.damage(*stream).is_some()));
+    assert_eq!(as_it_was_or_damaged(&wal, run.last()), Ok(()));
+    assert!(wal.damage(stream(2)).is_some());
 
     // A file that is gone, between others.
     let spoiled = disk.after_kill();
@@ -275,6 +280,38 @@ fn a_header_that_was_there_is_not_unborn() {
     disk.add_file(&Path::new(DIR).join(file_name(newest + 1)), &[1; 64 << 10]);
     let (wal, _writer) = open(&disk);
     assert!(run.last().logs.keys().all(|stream| wal.damage(*stream).is_some()));
+}
+
+#[test]
+fn a_damaged_segment_that_counts_no_more_is_kept_aside() {
+    let disk = TestDisk::default();
+    drop(open(&disk));
+    disk.spoil(&file_name(1), |bytes| bytes[HEADER_BYTES as usize + 30] ^= 1);
+    for newest in 2..5 {
+        let (wal, _writer) = open(&disk);
+        assert_eq!(wal.newest_segment(), newest);
+        assert_eq!(disk.files(), [format!("{}.damaged", file_name(1)), file_name(newest)]);
+    }
+}
+
+#[test]
+fn replacements_born_after_damage_of_all_stay_sound() {
+    let disk = TestDisk::default();
+    let run = play(&disk, &story(), Weakened::default());
+    let newest = disk.files().pop().unwrap();
+    disk.spoil(&newest, |bytes| {
+        bytes[9] ^= 1;
+        bytes[BLOCK as usize + 9] ^= 1;
+    });
+    let (wal, mut writer) = open(&disk);
+    wal.create(stream(50), ignored());
+    wal.log(stream(50)).unwrap().save_vote(vote(6), ignored());
+    writer.step().unwrap();
+    for _ in 0..3 {
+        let (wal, _writer) = open(&disk);
+        assert!(run.last().logs.keys().all(|stream| wal.damage(*stream).is_some()));
+        assert_eq!(wal.log(stream(50)).unwrap().state().vote, Some(vote(6)));
+    }
 }
 
 #[test]

@@ -52,7 +52,7 @@ pub(super) fn open(disk: &TestDisk) -> (Wal, Writer) {
     open_with(disk, &options(), Weakened::default()).unwrap()
 }
 
-/// A completion that counts when it is called with `Ok`, and one that ignores everything.
+/// A completion that counts the calls with `Ok`.
 pub(super) fn counted(count: &Arc<AtomicUsize>) -> Completion {
     let count = Arc::clone(count);
     Box::new(move |outcome| {

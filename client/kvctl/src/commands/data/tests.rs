@@ -1,3 +1,5 @@
+//! The JSON of data commands, from literal answers.
+
 use annulus_types::{Epoch, Mode, NodeId, ReplicaId, Role, ServedBy, ShardId, TableVersion};
 use serde_json::{Value, json};
 

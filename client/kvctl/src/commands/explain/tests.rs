@@ -1,3 +1,5 @@
+//! What `explain key` says of a known table.
+
 use annulus_types::routes::MemberRole;
 use annulus_types::{
     ClusterId, Epoch, GroupId, MemberRoute, NodeInfo, ReplicaId, ShardId, TableVersion,
