@@ -254,7 +254,7 @@ fn deadline_of(metadata: &MetadataMap) -> Duration {
 /// Leaves time for the answer to travel before the caller's own clock runs out.
 fn working_limit(metadata: &MetadataMap) -> Duration {
     let whole = deadline_of(metadata);
-    whole.saturating_sub((whole / 20).min(Duration::from_millis(50)))
+    whole.saturating_sub((whole / 10).min(Duration::from_millis(200)))
 }
 
 /// Checks a key and copies it out of the request's buffer.

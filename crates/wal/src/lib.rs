@@ -164,7 +164,8 @@
 //!
 //! `format` is the layout, `recovery` the judgement, both pure. `ledger` is the fold of changes into
 //! hard state, `index` adds the entries. `segment` makes and reads files, `shared` is the lock with
-//! queue and index, `writer` the loop, `log` the handles. `weaken` lets tests turn single rules off, to show that each one is needed.
+//! queue and index, `writer` the loop, `log` the handles. `weaken` lets tests turn single rules off,
+//! to show that each one is needed.
 //!
 //! Outside the fault model: a disk that loses a flush that it reported, and rot that writes zeros
 //! or exact tags.

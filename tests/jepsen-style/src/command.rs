@@ -14,8 +14,12 @@ usage: annulus-harness registers --program PATH [--nodes 3] [--nemesis kill,stop
                                  [--seconds 60] [--clients 8] [--keys 16] [--seed 1]
        annulus-harness load --program PATH [--nodes 3] [--seconds 10] [--clients 64]
                             [--reads 50] [--value-bytes 100]
+       annulus-harness kills --program PATH [--times 10] [--seed 1]
+       annulus-harness minority --program PATH [--writes 1000]
 
 registers  real processes under the nemesis; the history is judged for linearizability
+kills      kill -9 of a leader, then of all, each so many times under load; gaps, and nothing lost
+minority   two of three killed: later writes are refused for good
 load       a closed loop on a fresh cluster; prints operations per second and what they cost";
 
 struct Arguments<'a>(&'a [String]);
@@ -46,6 +50,15 @@ pub fn run(arguments: &[String], reports: &Path) -> Result<()> {
     let given = Arguments(arguments);
     match arguments.first().map(String::as_str) {
         Some("registers") => runtime.block_on(judged(&given, reports)),
+        Some("kills") => {
+            let (times, seed) = (given.number("--times", 10)?, given.number("--seed", 1)?);
+            let program = program(&given)?;
+            runtime.block_on(crate::kills::run(&program, times, seed))
+        }
+        Some("minority") => {
+            let (program, writes) = (program(&given)?, given.number("--writes", 1000)?);
+            runtime.block_on(crate::kills::minority(&program, writes))
+        }
         Some("load") => runtime.block_on(loaded(&given)),
         Some("--help" | "help") => {
             println!("{USAGE}");

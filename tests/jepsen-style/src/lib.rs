@@ -23,6 +23,7 @@ pub mod checkers;
 pub mod cluster;
 pub mod command;
 pub mod history;
+pub mod kills;
 pub mod load;
 pub mod process;
 pub mod run;
