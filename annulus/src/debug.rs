@@ -186,10 +186,10 @@ fn find_in(engine: &dyn Engine, user_key: &[u8]) -> anyhow::Result<Vec<Found>> {
     Ok(found)
 }
 
-/// The heads of all shards' records, whatever their groups.
+/// The heads of all shards' records, whatever their groups. Group 0's record is the manager's state.
 fn heads(engine: &dyn Engine) -> anyhow::Result<Vec<(GroupId, ShardId, Head)>> {
     // From the first group that there can be to the last.
-    let mut from = key::records_range(GroupId(0)).start;
+    let mut from = key::records_range(GroupId::MANAGER).end;
     let end = key::records_range(GroupId(u64::MAX)).end;
     let mut heads = Vec::new();
     loop {

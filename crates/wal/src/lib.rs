@@ -20,10 +20,11 @@
 //!
 //! An operation takes effect in the *index* and in the *queue* under one lock. So entries are
 //! readable as soon as `append` returns, there is one order of everything, and completions run in
-//! that order (L8). The writer is a loop without choices: it takes the whole queue, writes it, syncs
-//! it, tells the index where the entries lie, and calls the completions. There is no mode that
-//! completes before the sync (L9). Entries stay in memory until they are durable, and after that as
-//! long as there is room; then they are read back from the disk, each under a checksum of its own.
+//! that order (L8). The writer is a loop without choices: it takes the whole queue, writes it,
+//! syncs it, tells the index where the entries lie, and calls the completions. There is no mode
+//! that completes before the sync (L9). Entries stay in memory until they are durable, and after
+//! that as long as there is room; then they are read back from the disk, each under a checksum of
+//! its own.
 //!
 //! If a write or a sync fails, nobody knows what is on the disk, and asking again proves nothing:
 //! the kernel may have dropped the pages and call the file clean. So the first failure is the last
@@ -36,8 +37,8 @@
 //! middle of a batch leaves any subset of its sectors. And sectors rot. A checksum that fails does
 //! not tell which of the two it was, and the difference decides everything:
 //!
-//! - a *torn* batch was never synced, so nobody was ever told about it. It must be forgotten, or two
-//!   nodes with doubtful tails wait for each other for ever;
+//! - a *torn* batch was never synced, so nobody was ever told about it. It must be forgotten, or
+//!   two nodes with doubtful tails wait for each other for ever;
 //! - a *damaged* batch was synced and promised. Forgetting it means to vote twice in a term, or to
 //!   lose an entry that was committed.
 //!
@@ -45,17 +46,16 @@
 //!
 //! 1. no later batch says that it was durable. Every batch carries a *durable mark*: up to here
 //!    everything was synced when I was written;
-//! 2. one of its sectors was never written. A sector that this log writes ends with a *tag*, made of
-//!    the segment's random salt and the sector's position. An unwritten sector holds zeros, or, in a
-//!    recycled file, the tag of the file's former life. Rot does not make either.
+//! 2. one of its sectors was never written. A sector that this log writes ends with a *tag*, made
+//!    of the segment's random salt and the sector's position. An unwritten sector holds zeros, or,
+//!    in a recycled file, the tag of the file's former life. Rot does not make either.
 //!
 //! Everything else is damage. It concerns the replicas that the batch's *manifest* names; the
 //! manifest stands at both ends of the batch, under a checksum of its own, so that it is usually
-//! readable when the records are not. If it is not readable, every replica of the node is concerned.
-//! The manifest also repeats the hard state of the replicas in the batch, so that a vote is not lost
-//! with its neighbour (L4).
-//! A damaged log is never mended: [`Wal::damage`] names file and offset, the replica stops and is
-//! replaced under a new id (L5).
+//! readable when the records are not. If it is not readable, every replica of the node is
+//! concerned. The manifest also repeats the hard state of the replicas in the batch, so that a vote
+//! is not lost with its neighbour (L4). A damaged log is never mended: [`Wal::damage`] names file
+//! and offset, the replica stops and is replaced under a new id (L5).
 //!
 //! # Segments
 //!
@@ -63,8 +63,8 @@
 //! segment is filled with zeros and synced before use, so that later syncs need not touch the file
 //! system's own records. Its number is never used again, and its salt is random; both are in every
 //! batch and record, and every checksum starts from the salt. So nothing from another segment, from
-//! a former life of the file, or from a user's value that looks like a record is ever taken for part
-//! of the log (L2).
+//! a former life of the file, or from a user's value that looks like a record is ever taken for
+//! part of the log (L2).
 //!
 //! A batch that does not fit begins a new segment; a batch larger than a segment gets a segment of
 //! its own size. The first batch of a segment
@@ -75,17 +75,19 @@
 //! - then holds what was queued.
 //!
 //! When all entries in the oldest segments have been purged, durably, one of them is kept to be
-//! recycled and the others are removed, oldest first. To recycle: fill with zeros what its last life
-//! did not write, sync; rename, sync the folder; write the new header, which keeps the former salt,
-//! sync.
+//! recycled and the others are removed, oldest first. To recycle: fill with zeros what its last
+//! life did not write, sync; rename, sync the folder; write the new header, which keeps the former
+//! salt, sync.
 //!
 //! # Recovery
 //!
-//! Segments are read from the newest to the oldest, because a batch is judged by what later ones say
-//! of it; then what counts is replayed from the oldest to the newest. Four things can be at the end:
+//! Segments are read from the newest to the oldest, because a batch is judged by what later ones
+//! say of it; then what counts is replayed from the oldest to the newest. Four things can be at the
+//! end:
 //!
-//! - a file without a header: the power went while the segment was made. It is *unborn*, and ignored
-//!   if nothing says that it held something, and both header blocks hold zeros or the former header;
+//! - a file without a header: the power went while the segment was made. It is *unborn*, and
+//!   ignored if nothing says that it held something, and both header blocks hold zeros or the
+//!   former header;
 //! - a torn batch: the log ends before it;
 //! - whole batches above the highest durable mark. They may have been synced and promised, or may
 //!   exist only in the page cache of a machine whose process was killed between write and sync. In
@@ -113,10 +115,10 @@
 //!  9  number u64                 33  crc of bytes 0..33, u32; zeros up to 4096
 //! ```
 //!
-//! From 8192 on it holds batches, each of whole 4096-byte blocks. Every 512-byte sector of a batch is
-//! 508 bytes of content and a 4-byte tag: `(upper half of the salt | 1 << 31) xor sector number`, so
-//! that no tag is zero and the tags of two lives differ everywhere. The content of a batch, without
-//! the tags:
+//! From 8192 on it holds batches, each of whole 4096-byte blocks. Every 512-byte sector of a batch
+//! is 508 bytes of content and a 4-byte tag:
+//! `(upper half of the salt | 1 << 31) xor sector number`, so that no tag is zero and the tags of
+//! two lives differ everywhere. The content of a batch, without the tags:
 //!
 //! ```text
 //!  head      64 bytes
@@ -133,7 +135,7 @@
 //!   4  segment number u64                               segment u64, end u64, checksum u32
 //!  12  offset of the batch in the file u64            replicas: count u32, then each
 //!  20  blocks u32                                       group u64, replica u64
-//!  24  durable mark: segment u64, offset u64            vital u8: an entry, a truncation, a birth …
+//!  24  durable mark: segment u64, offset u64            vital u8: entries, truncation, birth …
 //!  40  manifest bytes u32                               identity of the first entry in the batch
 //!  44  crc* of the manifest u32                         hard state after the batch
 //!  48  bytes of all records u64
@@ -162,10 +164,10 @@
 //!
 //! # Code map
 //!
-//! `format` is the layout, `recovery` the judgement, both pure. `ledger` is the fold of changes into
-//! hard state, `index` adds the entries. `segment` makes and reads files, `shared` is the lock with
-//! queue and index, `writer` the loop, `log` the handles. `weaken` lets tests turn single rules off,
-//! to show that each one is needed.
+//! `format` is the layout, `recovery` the judgement, both pure. `ledger` is the fold of changes
+//! into hard state, `index` adds the entries. `segment` makes and reads files, `shared` is the lock
+//! with queue and index, `writer` the loop, `log` the handles. `weaken` lets tests turn single
+//! rules off, to show that each one is needed.
 //!
 //! Outside the fault model: a disk that loses a flush that it reported, and rot that writes zeros
 //! or exact tags.

@@ -1,7 +1,7 @@
 //! The handles: [`Wal`] for the node, [`GroupLog`] for one replica.
 //!
-//! They translate calls into changes of the shared state; the only thing that they do on the disk is
-//! to read old entries.
+//! They translate calls into changes of the shared state; the only thing that they do on the disk
+//! is to read old entries.
 //!
 //! On failure of the writer every operation completes with the writer's error. An entry that fails
 //! its check when it is read back damages its replica, on record.
@@ -110,8 +110,8 @@ impl Wal {
         ledger.damage.get(&concerns).cloned()
     }
 
-    /// Gives birth to a replica with an empty log. [`Wal::log`] works at once; `done` is called when
-    /// the birth is durable. A replica that exists stays as it is.
+    /// Gives birth to a replica with an empty log. [`Wal::log`] works at once; `done` is called
+    /// when the birth is durable. A replica that exists stays as it is.
     pub fn create(&self, stream: StreamId, done: Completion) {
         self.shared.submit(false, Some(done), |state| match state.check(stream) {
             Err(WalError::Unknown) => state.take_over(stream, [(Change::Create, Bytes::new())]),
@@ -160,8 +160,8 @@ impl Wal {
         self.shared.wake(state.hook.clone(), state);
     }
 
-    /// Calls `hook` whenever [`Writer::step`] has something to do after it had nothing, and when the
-    /// log is closed. For whoever drives the writer without [`Writer::run`].
+    /// Calls `hook` whenever [`Writer::step`] has something to do after it had nothing, and when
+    /// the log is closed. For whoever drives the writer without [`Writer::run`].
     pub fn on_work(&self, hook: Box<dyn Fn() + Send + Sync>) {
         let hook: Hook = Arc::from(hook);
         let mut state = self.shared.state.lock();

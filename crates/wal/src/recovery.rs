@@ -1,9 +1,9 @@
 //! What the bytes on the disk mean: which batches count, which are torn, which are damaged, and
 //! what the log holds therefore. Pure: bytes in, an index and a [`Resume`] out.
 //!
-//! Segments are looked at from the newest to the oldest ([`Survey::add`]), because a batch is judged
-//! by what later ones say about it: their durable marks (L3) and their seals (L2). Then all that
-//! counts is replayed from the oldest to the newest ([`Survey::finish`]).
+//! Segments are looked at from the newest to the oldest ([`Survey::add`]), because a batch is
+//! judged by what later ones say about it: their durable marks (L3) and their seals (L2). Then all
+//! that counts is replayed from the oldest to the newest ([`Survey::finish`]).
 //!
 //! Invariants:
 //! - L2: nothing at or behind a seal counts; a file without a header is ignored only when nothing

@@ -6,8 +6,8 @@ use super::disk::TestDisk;
 use super::model::{Model, Op, Run, dice, observe, open_with, options, play, story};
 use crate::weaken::{Weaken, Weakened};
 
-/// Opens what a crash left, and checks that it is a state between what was acknowledged and what was
-/// asked for, and that it stays when the power goes right after.
+/// Opens what a crash left, and checks that it is a state between what was acknowledged and what
+/// was asked for, and that it stays when the power goes right after.
 fn check(left: &TestDisk, run: &Run, weakened: Weakened) -> Result<(), String> {
     let opened = recover(left, weakened)?;
     if !run.allows(&opened) {

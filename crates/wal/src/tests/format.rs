@@ -1,5 +1,5 @@
-//! The format, pinned: these bytes come from an independent implementation of the crate's root text.
-//! They change only with the version byte.
+//! The format, pinned: these bytes come from an independent implementation of the crate's root
+//! text. They change only with the version byte.
 
 use annulus_runtime::Random;
 use annulus_types::{GroupId, ReplicaId};

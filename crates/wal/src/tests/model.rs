@@ -225,8 +225,8 @@ pub(super) fn play(disk: &TestDisk, script: &[Op], weakened: Weakened) -> Run {
 }
 
 /// The life of a log with everything in it, by hand: one replica that votes in spring and is silent
-/// ever after, one that fills segments and is purged, so that a segment is recycled; leaders change,
-/// logs are truncated and reset, replicas die. A segment holds six blocks.
+/// ever after, one that fills segments and is purged, so that a segment is recycled; leaders
+/// change, logs are truncated and reset, replicas die. A segment holds six blocks.
 pub(super) fn story() -> Vec<Op> {
     let (quiet, busy, other) = (stream(1), stream(2), stream(3));
     let big = |index| vec![entry(id(2, 7, index), 9000)];
