@@ -2,7 +2,8 @@
 //! them.
 //!
 //! Each group has one [`ShardMachine`]; all of them share one [`Shards`], in which readers find a
-//! shard by token.
+//! shard by token. `judge` says what an operation does to a key, `snapshot` how shards leave and
+//! enter, `graves` what becomes of data that no record names any more.
 //!
 //! # Invariants
 //!
@@ -12,20 +13,27 @@
 //!   revision.
 //! - An answer's data and revision are read at one point (R3): the key and the head of the record,
 //!   in one read of the engine.
-//! - A reader holds its [`Shard`] from check to last byte (E6). A head that names another prefix
-//!   than the one that was read means that the shard was switched under the read: it starts over.
+//! - A reader holds its [`Shard`] from check to last byte (E6); until then its data stay. A head that
+//!   names another prefix than the one that was read means that the shard was switched under the read:
+//!   it starts over.
+
+mod graves;
+mod judge;
+mod snapshot;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use annulus_engine::key::{self, Prefix};
-use annulus_engine::{Batch, Engine, EngineError};
-use annulus_raft::{Applying, Machine, Operation};
+use annulus_engine::{Batch, Engine, EngineError, Row};
+use annulus_raft::{Applying, FileSpec, Import, Machine, Operation};
 use annulus_types::{GroupId, NamespaceId, Revision, ShardId, Token, token_of};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use crate::operation::{Expect, Op, Outcome};
+use self::graves::Graves;
+use self::judge::{Known, apply_to_key};
+use crate::operation::{Op, Outcome};
 use crate::stored::{Head, VALUE_HEADER, Value};
 
 /// A shard that this node hosts. Never changes; a switched shard is another value.
@@ -53,6 +61,7 @@ pub struct Shards {
     engine: Arc<dyn Engine>,
     by_first: RwLock<BTreeMap<u16, Arc<Shard>>>,
     next_prefix: Mutex<u64>,
+    graves: Graves,
 }
 
 const NEXT_PREFIX: &str = "next-prefix";
@@ -62,10 +71,12 @@ fn unreadable(error: impl std::fmt::Display) -> EngineError {
 }
 
 impl Shards {
-    /// Reads what the engine says about itself; shards come with their groups.
+    /// Reads what the engine says about itself; shards come with their groups. Data that no record
+    /// names, because a crash cut their installation or their end short, are left to
+    /// [`Shards::sweep`].
     ///
     /// # Errors
-    /// As the engine says.
+    /// As the engine says, or when a record does not decode.
     pub fn open(engine: Arc<dyn Engine>) -> Result<Arc<Self>, EngineError> {
         let stored = engine.get(&[&key::node(NEXT_PREFIX)])?.into_iter().next().flatten();
         let next = match stored {
@@ -75,8 +86,10 @@ impl Shards {
                 u64::from_be_bytes(bytes)
             }
         };
-        let next_prefix = Mutex::new(next);
-        Ok(Arc::new(Self { engine, by_first: RwLock::default(), next_prefix }))
+        let survey = graves::survey(engine.as_ref())?;
+        let next_prefix = Mutex::new(next.max(survey.next));
+        let graves = Graves::of(survey.orphans);
+        Ok(Arc::new(Self { engine, by_first: RwLock::default(), next_prefix, graves }))
     }
 
     /// The shard that owns `token`, if this node hosts it.
@@ -143,6 +156,37 @@ impl Shards {
         *next = taken + 1;
         Ok(Prefix(taken))
     }
+
+    /// Readers find these shards of a group from now on, and no others. The data of the former ones
+    /// stay until nobody holds them.
+    fn switch(&self, group: GroupId, shards: Vec<Shard>) {
+        let mut by_first = self.by_first.write();
+        by_first.retain(|_, former| {
+            if former.group == group {
+                self.graves.add(former.prefix, Arc::downgrade(former));
+            }
+            former.group != group
+        });
+        for shard in shards {
+            by_first.insert(shard.first, Arc::new(shard));
+        }
+    }
+
+    /// Deletes data that no record names and no reader holds any more (E3, E6); returns of how many
+    /// prefixes. May take long and blocks.
+    ///
+    /// # Errors
+    /// As the engine says; what is left is tried again by the next call.
+    pub fn sweep(&self) -> Result<usize, EngineError> {
+        let free = self.graves.take_free();
+        for (deleted, prefix) in free.iter().enumerate() {
+            if let Err(error) = self.engine.delete_range(key::data_range(*prefix)) {
+                free[deleted..].iter().for_each(|left| self.graves.add(*left, Weak::new()));
+                return Err(error);
+            }
+        }
+        Ok(free.len())
+    }
 }
 
 /// The replicated machine of one group's shards.
@@ -157,13 +201,6 @@ struct Applied {
     heads: BTreeMap<ShardId, Head>,
     /// Shards of the batch in the making.
     created: Vec<Shard>,
-}
-
-/// What is known of a key while an entry is applied.
-#[derive(Clone, Copy)]
-struct Known {
-    version: Revision,
-    bytes: u64,
 }
 
 impl ShardMachine {
@@ -223,87 +260,6 @@ impl ShardMachine {
 
 fn shard_of(group: GroupId, id: ShardId, head: &Head) -> Shard {
     Shard { id, group, prefix: head.prefix, first: head.first }
-}
-
-impl Op {
-    /// The token and physical key that the operation is about.
-    fn physical(&self, prefix: Prefix) -> Option<(Token, Bytes)> {
-        let (namespace, user_key) = match self {
-            Self::Put { namespace, key, .. }
-            | Self::Delete { namespace, key, .. }
-            | Self::Cas { namespace, key, .. } => (*namespace, key),
-            Self::Create { .. } => return None,
-        };
-        let token = token_of(user_key);
-        Some((token, key::data(prefix, namespace, token, user_key)))
-    }
-
-    fn user_key_bytes(&self) -> u64 {
-        match self {
-            Self::Put { key, .. } | Self::Delete { key, .. } | Self::Cas { key, .. } => {
-                key.len() as u64
-            }
-            Self::Create { .. } => 0,
-        }
-    }
-}
-
-fn holds(expect: Expect, found: Option<Known>) -> bool {
-    match expect {
-        Expect::Anything => true,
-        Expect::Absent => found.is_none(),
-        Expect::Version(version) => found.is_some_and(|known| known.version == version),
-    }
-}
-
-/// Judges one operation on a key and puts its change into the batch.
-fn apply_to_key(
-    op: Op,
-    physical: Bytes,
-    found: Option<Known>,
-    head: &mut Head,
-    shard_time_ms: u64,
-    batch: &mut Batch,
-) -> (Outcome, Option<Known>) {
-    let key_bytes = op.user_key_bytes();
-    let done = |head: &Head, version| Outcome::Done {
-        version,
-        revision: head.revision,
-        epoch: head.epoch,
-        shard_time_ms,
-    };
-    let (expect, value) = match op {
-        Op::Put { crc, value, .. } => (Expect::Anything, Some((crc, value))),
-        Op::Cas { expect, crc, value, .. } => (expect, Some((crc, value))),
-        Op::Delete { expect, .. } => (expect, None),
-        Op::Create { .. } => return (Outcome::NotHere, found),
-    };
-    if !holds(expect, found) {
-        let current = found.map(|known| known.version);
-        return (Outcome::PreconditionFailed { current }, found);
-    }
-    if let Some(known) = found {
-        head.bytes = head.bytes.saturating_sub(known.bytes + key_bytes);
-        head.keys = head.keys.saturating_sub(1);
-    }
-    match value {
-        Some((crc, value)) => {
-            head.revision.0 += 1;
-            head.keys += 1;
-            let held = value.len() as u64;
-            head.bytes += held + key_bytes;
-            let stored = Value { revision: head.revision, deadline_ms: 0, crc, value };
-            batch.put(physical, stored.encode());
-            let known = Known { version: head.revision, bytes: held };
-            (done(head, head.revision), Some(known))
-        }
-        None if found.is_none() => (done(head, Revision(0)), None),
-        None => {
-            head.revision.0 += 1;
-            batch.delete(physical);
-            (done(head, Revision(0)), None)
-        }
-    }
 }
 
 impl Machine for ShardMachine {
@@ -383,6 +339,18 @@ impl Machine for ShardMachine {
         for shard in created {
             by_first.insert(shard.first, Arc::new(shard));
         }
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        snapshot::files(self.group, &self.applied.lock().heads)
+    }
+
+    fn export(&self, file: u64, row: Row) -> Result<Row, EngineError> {
+        snapshot::export(self.group, ShardId(file), row)
+    }
+
+    fn import(self: Arc<Self>) -> Box<dyn Import> {
+        Box::new(snapshot::Incoming::new(self))
     }
 }
 

@@ -4,6 +4,7 @@
 //! operation   kind u8 = 1 | Plan (protobuf)                    bootstrap
 //! reply       0: taken, 1: the cluster exists already, 2: refused
 //! state       version u8 = 1 | Plan (protobuf)                 the table follows from it
+//! snapshot    one file, with at most one row: `state` -> state
 //! ```
 //!
 //! Invariant: the first bootstrap that commits makes the cluster; every later one changes nothing,
@@ -12,9 +13,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use annulus_engine::{Batch, Engine, EngineError, key};
+use annulus_engine::{Batch, Engine, EngineError, Row, key};
 use annulus_proto::v1;
-use annulus_raft::{Applying, Machine, Operation};
+use annulus_raft::{Applying, FileSpec, Import, Machine, Operation};
 use annulus_types::{GroupId, RoutingTable, ShardId};
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -25,6 +26,9 @@ use crate::plan::table_of;
 
 const BOOTSTRAP: u8 = 1;
 const STATE_VERSION: u8 = 1;
+/// The one file of a snapshot, and the one row in it.
+const FILE: u64 = 0;
+const STATE_ROW: &[u8] = b"state";
 
 /// The operation that makes the cluster.
 #[must_use]
@@ -54,25 +58,27 @@ fn state_key() -> Bytes {
     key::record(GroupId::MANAGER, ShardId(0), 0, &[])
 }
 
+fn unreadable(reason: impl std::fmt::Display) -> EngineError {
+    EngineError::Failed { action: "read the manager's state", reason: reason.to_string() }
+}
+
+fn decode(stored: &Bytes) -> Result<ManagerState, EngineError> {
+    if stored.first() != Some(&STATE_VERSION) {
+        return Err(unreadable("unknown version"));
+    }
+    let plan = v1::Plan::decode(stored.slice(1..)).map_err(unreadable)?;
+    let table = table_of(&plan).map_err(unreadable)?;
+    Ok(ManagerState { plan, table })
+}
+
 impl ManagerMachine {
     /// Reads what the engine holds.
     ///
     /// # Errors
     /// As the engine says, or when the state does not decode.
     pub fn open(engine: &dyn Engine) -> Result<Arc<Self>, EngineError> {
-        let unreadable =
-            |reason: String| EngineError::Failed { action: "read the manager's state", reason };
         let stored = engine.get(&[&state_key()])?.into_iter().next().flatten();
-        let state = match stored {
-            None => None,
-            Some(bytes) if bytes.first() == Some(&STATE_VERSION) => {
-                let plan = v1::Plan::decode(bytes.slice(1..))
-                    .map_err(|error| unreadable(error.to_string()))?;
-                let table = table_of(&plan).map_err(|error| unreadable(error.to_string()))?;
-                Some(Arc::new(ManagerState { plan, table }))
-            }
-            Some(_) => return Err(unreadable("unknown version".to_owned())),
-        };
+        let state = stored.as_ref().map(decode).transpose()?.map(Arc::new);
         Ok(Arc::new(Self { state: watch::Sender::new(state), next: Mutex::new(None) }))
     }
 
@@ -118,10 +124,113 @@ impl Machine for ManagerMachine {
             self.state.send_replace(Some(state));
         }
     }
+
+    fn files(&self) -> Vec<FileSpec> {
+        vec![FileSpec { id: FILE, ranges: vec![range()] }]
+    }
+
+    fn export(&self, _file: u64, (key, value): Row) -> Result<Row, EngineError> {
+        if key != state_key() {
+            return Err(unreadable("a row that is not the manager's"));
+        }
+        Ok((Bytes::from_static(STATE_ROW), value))
+    }
+
+    fn import(self: Arc<Self>) -> Box<dyn Import> {
+        Box::new(Incoming { machine: self, came: None })
+    }
+}
+
+/// The state of a snapshot; it is small, and kept here until it is switched in.
+struct Incoming {
+    machine: Arc<ManagerMachine>,
+    came: Option<(Bytes, Arc<ManagerState>)>,
+}
+
+impl Import for Incoming {
+    fn rows(&mut self, file: u64, rows: Vec<Row>, _: &mut Batch) -> Result<(), EngineError> {
+        for (name, stored) in rows {
+            if file != FILE || name != STATE_ROW {
+                return Err(unreadable("a row of a snapshot that has no meaning here"));
+            }
+            let state = Arc::new(decode(&stored)?);
+            self.came = Some((stored, state));
+        }
+        Ok(())
+    }
+
+    fn switch(&mut self, batch: &mut Batch) -> Result<(), EngineError> {
+        match &self.came {
+            Some((stored, _)) => batch.put(state_key(), stored.clone()),
+            None => batch.delete(state_key()),
+        }
+        Ok(())
+    }
+
+    fn switched(self: Box<Self>) {
+        let Self { machine, came } = *self;
+        machine.state.send_replace(came.map(|(_, state)| state));
+    }
 }
 
 /// All keys of the manager's state.
 #[must_use]
 pub fn range() -> Range<Bytes> {
     key::records_range(GroupId::MANAGER)
+}
+
+#[cfg(test)]
+mod tests {
+    use annulus_engine::MemoryEngine;
+
+    use super::*;
+
+    fn plan() -> v1::Plan {
+        let info = v1::NodeInfo { id: 1, weight: 100, storage: true, ..Default::default() };
+        v1::Plan {
+            cluster_id: vec![1; 16].into(),
+            era: 1,
+            incarnation: 5,
+            shards: 8,
+            lanes: 1,
+            replication: 1,
+            nodes: vec![v1::PlannedNode { info: Some(info), incarnation: 7 }],
+        }
+    }
+
+    /// An engine with the state that follows from `plan`, if there is one.
+    fn holding(plan: Option<v1::Plan>) -> (MemoryEngine, Arc<ManagerMachine>) {
+        let engine = MemoryEngine::new();
+        let machine = ManagerMachine::open(&engine).unwrap();
+        if let Some(plan) = plan {
+            let mut batch = Batch::default();
+            assert_eq!(machine.apply_one(&bootstrap(&plan), &mut batch), 0);
+            engine.apply(batch).unwrap();
+            machine.batch_visible();
+        }
+        (engine, machine)
+    }
+
+    #[test]
+    fn a_snapshot_brings_the_state_whatever_was_there() {
+        for (source, target) in [(Some(plan()), None), (None, Some(plan())), (None, None)] {
+            let (from, exporting) = holding(source);
+            let (into, importing) = holding(target);
+            let mut import = Arc::clone(&importing).import();
+            for FileSpec { id, ranges } in exporting.files() {
+                for range in ranges {
+                    let rows = from.rows(range, 9).unwrap().into_iter();
+                    let rows = rows.map(|row| exporting.export(id, row).unwrap()).collect();
+                    import.rows(id, rows, &mut Batch::default()).unwrap();
+                }
+            }
+            let mut batch = Batch::default();
+            import.switch(&mut batch).unwrap();
+            into.apply(batch).unwrap();
+            import.switched();
+            assert_eq!(*importing.watch().borrow(), *exporting.watch().borrow());
+            let again = ManagerMachine::open(&into).unwrap();
+            assert_eq!(*again.watch().borrow(), *exporting.watch().borrow());
+        }
+    }
 }

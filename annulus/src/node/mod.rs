@@ -45,6 +45,8 @@ use crate::config::Config;
 
 /// How long a stopping node tries to hand a leadership over.
 const HAND_OVER: Duration = Duration::from_millis(800);
+/// Between two looks for data that nothing names any more.
+const SWEEP: Duration = Duration::from_millis(500);
 
 /// A running node.
 pub struct Node {
@@ -219,6 +221,7 @@ impl Node {
             self.boot,
             self.wal.newest_segment(),
             self.config.timing(),
+            self.config.data_dir.join("snapshots"),
         );
         let host = Host::start(
             &self.env,
@@ -241,6 +244,8 @@ impl Node {
             OnEnd::StopNode,
             replicas::create_shards(Arc::clone(self)),
         );
+        let sweeping = sweep(self.env.clone(), Arc::clone(&self.shards));
+        self.env.tasks.spawn("prefix sweeper", OnEnd::StopNode, sweeping);
         birth::resume(self).await?;
         self.health.set_service_status("", tonic_health::ServingStatus::Serving).await;
         Ok(())
@@ -261,6 +266,22 @@ impl Node {
             host.shut_down().await;
         }
         self.env.tasks.wind_down(Duration::from_secs(5)).await;
+    }
+}
+
+/// Deletes, in the background, what switched shards and crashed installations have left (E3, E6).
+async fn sweep(env: Env, shards: Arc<Shards>) {
+    let mut ticker = tokio::time::interval(SWEEP);
+    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while !env.tasks.is_stopping() {
+        ticker.tick().await;
+        let shards = Arc::clone(&shards);
+        match tokio::task::spawn_blocking(move || shards.sweep()).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(prefixes)) => tracing::info!(prefixes, "data that nothing names are deleted"),
+            Ok(Err(error)) => tracing::warn!(%error, "data that nothing names are still there"),
+            Err(error) => tracing::warn!(%error, "the deletion of data ended early"),
+        }
     }
 }
 

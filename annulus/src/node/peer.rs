@@ -1,4 +1,4 @@
-//! The `Peer` service: the link, and the commands of birth and manager.
+//! The `Peer` service: the link, snapshots, and the commands of birth and manager.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -82,6 +82,14 @@ impl Peer for PeerService {
     ) -> Result<Response<FrameStream>, Status> {
         let host = self.0.host().ok_or_else(|| Status::unavailable("not born yet"))?;
         Ok(Response::new(host.accept_link(request.into_inner())))
+    }
+
+    async fn send_snapshot(
+        &self,
+        request: Request<Streaming<v1::SnapshotPart>>,
+    ) -> Result<Response<v1::SnapshotReply>, Status> {
+        let host = self.0.host().ok_or_else(|| Status::unavailable("not born yet"))?;
+        host.accept_snapshot(request.into_inner()).await.map(Response::new)
     }
 
     async fn adopt(

@@ -139,10 +139,19 @@ impl Assembler {
 
 /// Checks the head of a frame (N2).
 pub(crate) fn check(frame: &v1::Frame, cluster: ClusterId) -> Result<(), Malformed> {
-    if frame.cluster_id.as_ref() != cluster.0 {
-        return Err(Malformed("frame of another cluster"));
+    check_sender(&frame.cluster_id, frame.protocol, cluster)
+}
+
+/// Checks what every message between nodes says of its sender (N2).
+pub(crate) fn check_sender(
+    cluster_id: &[u8],
+    protocol: u32,
+    cluster: ClusterId,
+) -> Result<(), Malformed> {
+    if *cluster_id != cluster.0 {
+        return Err(Malformed("message of another cluster"));
     }
-    if frame.protocol < annulus_proto::PROTOCOL_OLDEST || frame.protocol > annulus_proto::PROTOCOL {
+    if protocol < annulus_proto::PROTOCOL_OLDEST || protocol > annulus_proto::PROTOCOL {
         return Err(Malformed("protocol version"));
     }
     Ok(())

@@ -12,6 +12,7 @@
 //!   leader may reuse log ids for other entries.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use crate::machine::{GroupState, Machine, StateMachine};
 use crate::network::NetworkFactory;
 use crate::packer::Packer;
 use crate::replica::ReplicaState;
+use crate::snapshot::store::{SnapshotStore, Waits};
 use crate::types::{Seat, Seeded, entry_id};
 
 /// Times that a whole cluster shares. [`Timing::validate`] states how they depend on each other.
@@ -96,6 +98,8 @@ pub struct Options {
     pub segment: u64,
     /// Shared times.
     pub timing: Timing,
+    /// The folder for snapshots on their way. What is in it at the start is removed.
+    pub snapshots: PathBuf,
     pub(crate) ping: Duration,
     pub(crate) silent: Duration,
     pub(crate) reconnect: Duration,
@@ -112,6 +116,7 @@ impl Options {
         boot: (u64, u64),
         segment: u64,
         timing: Timing,
+        snapshots: PathBuf,
     ) -> Self {
         Self {
             cluster,
@@ -120,6 +125,7 @@ impl Options {
             boot,
             segment,
             timing,
+            snapshots,
             ping: timing.ping,
             // Well above suspicion: a reconnection helps only when the connection itself is stuck.
             silent: timing.ping * 30,
@@ -194,6 +200,7 @@ pub struct Host {
     pub(crate) wal: Wal,
     pub(crate) book: Arc<AddressBook>,
     pub(crate) links: Arc<Links>,
+    pub(crate) snapshots: Arc<SnapshotStore>,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     opening: tokio::sync::Mutex<()>,
     weaken: WeakenHost,
@@ -275,7 +282,7 @@ impl Host {
         book: Arc<AddressBook>,
     ) -> Result<Arc<Self>, HostError> {
         env.tasks.spawn_thread("wal", OnEnd::StopNode, move || writer.run())?;
-        Self::start_driven(env, options, engine, wal, book)
+        Self::assemble(env, options, engine, wal, book, WeakenHost::default(), Waits::Aside)
     }
 
     /// As [`Host::start`], for a caller that drives the log's writer itself: a simulation, whose
@@ -301,7 +308,21 @@ impl Host {
         book: Arc<AddressBook>,
         weaken: WeakenHost,
     ) -> Result<Arc<Self>, HostError> {
+        Self::assemble(env, options, engine, wal, book, weaken, Waits::Inline)
+    }
+
+    fn assemble(
+        env: &Env,
+        options: Options,
+        engine: Arc<dyn Engine>,
+        wal: Wal,
+        book: Arc<AddressBook>,
+        weaken: WeakenHost,
+        waits: Waits,
+    ) -> Result<Arc<Self>, HostError> {
         options.timing.validate()?;
+        let disk = Arc::clone(&env.disk);
+        let snapshots = SnapshotStore::open(disk, options.snapshots.clone(), waits);
         let options = Arc::new(options);
         let links = Arc::new(Links::new(env.clone(), Arc::clone(&options), Arc::clone(&book)));
         let host = Arc::new(Self {
@@ -311,6 +332,7 @@ impl Host {
             wal,
             book,
             links,
+            snapshots,
             groups: RwLock::new(BTreeMap::new()),
             opening: tokio::sync::Mutex::new(()),
             weaken,
@@ -448,8 +470,9 @@ impl Host {
             .as_ref()
             .map(|id| (id.index, state.membership.membership().clone()));
         let store = LogStore::open(log, Arc::clone(&replica), base)?;
-        let engine = Arc::clone(&self.engine);
-        let state_machine = StateMachine::open(Arc::clone(&replica), engine, machine)?;
+        let (engine, snapshots) = (Arc::clone(&self.engine), Arc::clone(&self.snapshots));
+        let state_machine =
+            StateMachine::open(Arc::clone(&replica), engine, machine, store.clone(), snapshots)?;
         let network = NetworkFactory {
             links: Arc::clone(&self.links),
             replica: Arc::clone(&replica),

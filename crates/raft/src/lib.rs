@@ -7,7 +7,8 @@
 //! Reading order: `gate` (who may answer a linearizable read, and why not by openraft's lease),
 //! [`packer`] (how operations become entries and what a caller is told), [`machine`] (how entries
 //! become state), `log_store` (how they become durable), `network`, `link`, `serve` (how they
-//! travel), [`host`] (how it is put together), `keeper` (elections after a death).
+//! travel), `snapshot` (what is sent instead of entries that are gone), [`host`] (how it is put
+//! together), `keeper` (elections after a death).
 
 mod book;
 mod codec;
@@ -26,7 +27,7 @@ mod network;
 pub mod packer;
 mod replica;
 mod serve;
-pub mod snapshot;
+mod snapshot;
 #[cfg(test)]
 mod testing;
 mod types;
@@ -36,7 +37,7 @@ pub use connect::channel;
 pub use entry::Operation;
 pub use group::{Group, GroupStatus, Member, ReadGrant};
 pub use host::{GroupSpec, Host, HostError, Options, Timing};
-pub use machine::{Applying, Machine};
+pub use machine::{Applying, FileSpec, Import, Machine};
 pub use packer::Proposed;
 pub use serve::FrameStream;
 

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use annulus_runtime::{BootTime, Env};
 use annulus_types::NodeId;
 use parking_lot::Mutex;
+use tonic::transport::Channel;
 
 use crate::book::AddressBook;
+use crate::connect;
+use crate::frames::Sender;
 use crate::host::Options;
 use crate::link::Link;
 
@@ -35,6 +38,19 @@ impl Links {
             Link::spawn(node, &self.env, Arc::clone(&self.options), Arc::clone(&self.book))
         });
         Some(Arc::clone(link))
+    }
+
+    /// A connection of its own to `node`, for what would hold up its link. Dropping the future gives
+    /// up.
+    pub(crate) async fn dial(&self, node: NodeId) -> Option<Channel> {
+        let info = self.book.find(node)?;
+        let connecting = connect::channel(&self.env, &info.peer_addr);
+        tokio::time::timeout(self.options.connect_timeout, connecting).await.ok()?.ok()
+    }
+
+    /// Who this node is, for what it sends.
+    pub(crate) fn sender(&self) -> Sender {
+        self.options.sender()
     }
 
     /// Whether `node` may be gone. A node without a link is not suspected: nobody asked it yet.

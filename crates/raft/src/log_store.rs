@@ -7,8 +7,8 @@
 //!   writer, the node: architecture 8).
 //! - `save_vote` returns when the vote is durable. *Before* that the gate learns of it, so that a
 //!   promise to another never coexists with an open gate (R1 c).
-//! - A membership reaches the gate when it is appended, before the entry can leave (R1 b), and is
-//!   taken back when the entry is truncated.
+//! - A membership reaches the gate when it is appended, before the entry can leave (R1 b), or when the
+//!   snapshot that holds it is installed, and is taken back when the entry is truncated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -25,8 +25,8 @@ use tokio::sync::oneshot;
 
 use crate::replica::ReplicaState;
 use crate::types::{
-    Entry, LogId, Membership, Payload, TypeConfig, Vote, entry_from_log, entry_id, entry_to_log,
-    log_id, vote, wal_vote,
+    Entry, LogId, Membership, Payload, StoredMembership, TypeConfig, Vote, entry_from_log,
+    entry_id, entry_to_log, log_id, vote, wal_vote,
 };
 
 /// Memberships by the index of their entry: those that may still be truncated, and the one below.
@@ -91,6 +91,18 @@ impl LogStore {
         let seats = newest.nodes().map(|(id, seat)| (ReplicaId(*id), seat.node)).collect();
         self.replica.set_seats(seats);
         self.replica.gate.change(|core| core.membership_appended(configs));
+    }
+
+    /// A snapshot up to entry `last` was installed. Its membership takes the place of whatever the log
+    /// told up to there.
+    pub(crate) fn membership_installed(&self, last: u64, stored: &StoredMembership) {
+        let Some(id) = stored.log_id().as_ref() else { return };
+        {
+            let mut memberships = self.memberships.lock();
+            memberships.retain(|index, _| *index < id.index || *index > last);
+            memberships.insert(id.index, stored.membership().clone());
+        }
+        self.tell_gate();
     }
 
     fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {

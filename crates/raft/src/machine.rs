@@ -13,11 +13,15 @@
 //! - Replies are sent only after the batch is visible, and `applied` is raised before them, so that
 //!   whoever holds a reply finds its effect.
 //! - Group time never goes back: an entry's time is raised to the group's.
+//!
+//! A whole state leaves the machine as the files of a snapshot ([`FileSpec`]) and enters it by an
+//! [`Import`]; the `snapshot` module moves them.
 
 use std::io;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
 
-use annulus_engine::{Batch, Engine, EngineError, key};
+use annulus_engine::{Batch, Engine, EngineError, Row, key};
 use annulus_types::GroupId;
 use annulus_wal::EntryId;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -28,8 +32,10 @@ use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 
 use crate::codec;
 use crate::entry::{EntryBody, Operation};
+use crate::log_store::LogStore;
 use crate::replica::ReplicaState;
-use crate::snapshot::{NoSnapshot, NoSnapshotBuilder};
+use crate::snapshot::store::SnapshotStore;
+use crate::snapshot::{Builder, Content, Picture};
 use crate::types::{LogId, Payload, Reply, StoredMembership, TypeConfig, entry_id};
 
 /// Where in the log an entry stands, for the machine that applies it.
@@ -47,7 +53,37 @@ pub struct Applying {
     pub wall_ms: u64,
 }
 
-/// The meaning of operations. Calls come one after another, in log order.
+/// A part of a machine's state: one file of a snapshot (E2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSpec {
+    /// Names the part among those of its group: the id of a shard.
+    pub id: u64,
+    /// The keys of the engine that belong to it. The rows of a file are in this order.
+    pub ranges: Vec<Range<Bytes>>,
+}
+
+/// A snapshot on its way into a machine. Dropped before [`Import::switch`] it leaves nothing that
+/// anybody would read.
+pub trait Import: Send {
+    /// Takes rows of one file, in the order of the file, and puts them where no reader looks (E3).
+    /// Called at least once for every file. The batch is applied before the next call.
+    ///
+    /// # Errors
+    /// When a row makes no sense, or as the engine says; it stops the replica.
+    fn rows(&mut self, file: u64, rows: Vec<Row>, batch: &mut Batch) -> Result<(), EngineError>;
+
+    /// Makes `batch` replace the machine's whole state by what came.
+    ///
+    /// # Errors
+    /// When a part lacks what it needs, or as the engine says; it stops the replica.
+    fn switch(&mut self, batch: &mut Batch) -> Result<(), EngineError>;
+
+    /// The batch of [`Import::switch`] is visible in the engine now.
+    fn switched(self: Box<Self>);
+}
+
+/// The meaning of operations. Calls come one after another, in log order; only [`Machine::export`]
+/// may be called at any time.
 pub trait Machine: Send + Sync + 'static {
     /// Applies the operations of one entry: changes go into `batch`, one reply each is returned.
     /// Must be deterministic: same state, same operations, same batch and replies, on every
@@ -64,6 +100,20 @@ pub trait Machine: Send + Sync + 'static {
 
     /// The batch of the last [`Machine::apply`] is visible in the engine now.
     fn batch_visible(&self);
+
+    /// The parts of the whole state as it is now.
+    fn files(&self) -> Vec<FileSpec>;
+
+    /// The row of a snapshot that stands for a row of the engine: name and value without what holds
+    /// on this node only, so that equal states make equal files. The row may be an old one: what the
+    /// machine knows of its present state says nothing about it.
+    ///
+    /// # Errors
+    /// When the row makes no sense.
+    fn export(&self, file: u64, row: Row) -> Result<Row, EngineError>;
+
+    /// Begins to replace the whole state by a snapshot. Nothing is applied until it ends.
+    fn import(self: Arc<Self>) -> Box<dyn Import>;
 }
 
 /// Part of a group's own keys that holds [`GroupState`].
@@ -123,6 +173,11 @@ pub(crate) struct StateMachine {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) state: GroupState,
+    /// A snapshot may bring a membership that the log does not hold.
+    pub(crate) log: LogStore,
+    pub(crate) store: Arc<SnapshotStore>,
+    /// The newest snapshot, as long as somebody uses it.
+    picture: Weak<Picture>,
 }
 
 impl StateMachine {
@@ -130,16 +185,47 @@ impl StateMachine {
         replica: Arc<ReplicaState>,
         engine: Arc<dyn Engine>,
         machine: Arc<dyn Machine>,
+        log: LogStore,
+        store: Arc<SnapshotStore>,
     ) -> Result<Self, EngineError> {
         let state = GroupState::load(engine.as_ref(), replica.group)?;
         if let Some(applied) = &state.applied {
             replica.entry_applied(entry_id(applied), state.group_time_ms);
         }
         replica.set_whole(state.whole);
-        Ok(Self { replica, engine, machine, state })
+        Ok(Self { replica, engine, machine, state, log, store, picture: Weak::new() })
     }
 
-    /// What a snapshot of this moment would be called.
+    /// What a snapshot of this moment holds. Only a description while nothing is applied, or while
+    /// too many groups hold views.
+    fn content(&mut self) -> io::Result<Content> {
+        if self.state.applied.is_none() {
+            return Ok(Content::Described);
+        }
+        if let Some(picture) = self.picture.upgrade()
+            && *picture.state() == self.state
+        {
+            return Ok(Content::Taken(picture));
+        }
+        let group = self.replica.group;
+        let taken =
+            Picture::take(&self.store, self.engine.as_ref(), &self.machine, group, &self.state);
+        let Some(picture) = taken.map_err(io::Error::other)? else {
+            return Ok(Content::Described);
+        };
+        self.picture = Arc::downgrade(&picture);
+        Ok(Content::Taken(picture))
+    }
+
+    fn builder(&mut self) -> Builder {
+        let content = self.content().unwrap_or_else(|error| {
+            self.replica.halt(&format!("no view of the engine: {error}"));
+            Content::Described
+        });
+        Builder { meta: self.described(), content }
+    }
+
+    /// What a snapshot of this moment is called.
     fn described(&self) -> SnapshotMetaOf<TypeConfig> {
         SnapshotMetaOf::<TypeConfig> {
             last_log_id: self.state.applied,
@@ -183,8 +269,8 @@ impl StateMachine {
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
-    type SnapshotData = NoSnapshot;
-    type SnapshotBuilder = NoSnapshotBuilder;
+    type SnapshotData = Content;
+    type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         Ok((self.state.applied, self.state.membership.clone()))
@@ -208,28 +294,36 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<NoSnapshotBuilder> {
-        // Demanded at the start of a log that begins late (L7).
-        force.then(|| NoSnapshotBuilder { meta: self.described() })
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        let builder = self.builder();
+        // Demanded at the start of a log that begins late (L7): then a description has to do.
+        let is_empty = matches!(builder.content, Content::Described);
+        if is_empty && !force { None } else { Some(builder) }
     }
 
-    async fn get_snapshot_builder(&mut self) -> NoSnapshotBuilder {
-        NoSnapshotBuilder { meta: self.described() }
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        self.builder()
     }
 
     async fn install_snapshot(
         &mut self,
         _meta: &SnapshotMetaOf<TypeConfig>,
-        _snapshot: NoSnapshot,
+        snapshot: Content,
     ) -> Result<(), io::Error> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "snapshots have no content yet"))
+        let installed = self.install(&snapshot).await;
+        if let Err(error) = &installed {
+            self.replica.halt(&format!("installing a snapshot failed: {error}"));
+        }
+        installed
     }
 
     async fn get_current_snapshot(
         &mut self,
-    ) -> Result<Option<SnapshotOf<TypeConfig, NoSnapshot>>, io::Error> {
+    ) -> Result<Option<SnapshotOf<TypeConfig, Content>>, io::Error> {
         // A leader whose log begins late is asked for one, and none is fatal to it.
-        let described = self.state.applied.map(|_| self.described());
-        Ok(described.map(|meta| Snapshot { meta, snapshot: NoSnapshot }))
+        if self.state.applied.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Snapshot { meta: self.described(), snapshot: self.content()? }))
     }
 }

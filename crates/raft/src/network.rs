@@ -40,7 +40,8 @@ use crate::frames::Lane;
 use crate::link::{LinkError, Route};
 use crate::links::Links;
 use crate::replica::ReplicaState;
-use crate::snapshot::NoSnapshot;
+use crate::snapshot::Content;
+use crate::snapshot::send::Errand;
 use crate::types::{
     AppendRequest, LogId, Seat, TypeConfig, Vote, append_to_wire, log_id_from_wire, log_id_to_wire,
     vote_from_wire, vote_to_wire, wal_vote,
@@ -338,17 +339,29 @@ impl NetVote<TypeConfig> for PeerClient {
 }
 
 impl NetSnapshot<TypeConfig> for PeerClient {
-    type SnapshotData = NoSnapshot;
+    type SnapshotData = Content;
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: SnapshotOf<TypeConfig, NoSnapshot>,
-        _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, Content>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        // Nothing to send; openraft tries again after a pause.
-        Err(StreamingError::Unreachable(Unreachable::new(&LinkError::Undeliverable)))
+        let (links, replica) = (Arc::clone(&self.factory.links), Arc::clone(&self.factory.replica));
+        let group = replica.group;
+        let errand = Errand { links, replica, node: self.node, target: self.target, vote };
+        let sent = tokio::select! {
+            biased;
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            sent = Box::pin(errand.run(snapshot.snapshot)) => sent,
+        };
+        sent.map(SnapshotResponse::new).map_err(|error| {
+            let (node, replica) = (self.node, self.target);
+            tracing::info!(%group, %node, %replica, reason = %error, "a snapshot was not sent");
+            // openraft tries again after a pause.
+            StreamingError::Unreachable(Unreachable::new(&error))
+        })
     }
 }
 

@@ -26,5 +26,6 @@ mod lost_tail;
 mod openraft_suite;
 mod shut_gate;
 mod slow_leader;
+mod snapshot;
 mod strangers;
 mod transfer;

@@ -1,9 +1,11 @@
-//! The machine against the memory engine: judgement of operations, revisions, counts, recovery.
+//! The machine against the memory engine: judgement of operations, revisions, counts, recovery,
+//! snapshots.
 
 use annulus_engine::MemoryEngine;
 use annulus_types::{Epoch, ReplicaId};
 
 use super::*;
+use crate::operation::Expect;
 
 /// An entry's place in the log.
 fn entry(index: u64) -> Applying {
@@ -152,4 +154,150 @@ fn a_rotten_value_is_an_error_not_an_answer() {
     fixture.engine.apply(batch).unwrap();
     let shard = fixture.shards.find(token_of(b"a")).unwrap();
     assert!(fixture.shards.read(&shard, DEFAULT, b"a").is_err());
+}
+
+/// The rows of every file of a snapshot.
+type Files = Vec<(u64, Vec<Row>)>;
+
+fn files_of(fixture: &Fixture) -> Files {
+    let machine = &fixture.machine;
+    let copied = machine.files().into_iter().map(|FileSpec { id, ranges }| {
+        let rows = ranges.into_iter().flat_map(|range| fixture.engine.rows(range, 99).unwrap());
+        (id, rows.map(|row| machine.export(id, row).unwrap()).collect())
+    });
+    copied.collect()
+}
+
+/// Writes the files' rows, one by one, and returns what is left to be switched.
+fn fill(fixture: &Fixture, files: Files) -> Box<dyn Import> {
+    let mut import = Arc::clone(&fixture.machine).import();
+    for (file, rows) in files {
+        for row in rows {
+            let mut batch = Batch::default();
+            import.rows(file, vec![row], &mut batch).unwrap();
+            fixture.engine.apply(batch).unwrap();
+        }
+    }
+    import
+}
+
+fn install(fixture: &Fixture, files: Files) {
+    let mut import = fill(fixture, files);
+    let mut batch = Batch::default();
+    import.switch(&mut batch).unwrap();
+    fixture.engine.apply(batch).unwrap();
+    import.switched();
+}
+
+/// Two shards with keys in both, some of them written twice, some deleted.
+fn two_shards() -> Fixture {
+    let mut fixture = Fixture::open(Arc::new(MemoryEngine::default()));
+    let create = |first| Op::Create { first, count: 512, epoch: Epoch(1) };
+    fixture.apply(vec![(SHARD, create(0)), (ShardId(4), create(512))]);
+    for number in 0..20 {
+        let key = format!("key {number}");
+        let shard = fixture.shards.find(token_of(key.as_bytes())).unwrap().id;
+        fixture.apply(vec![(shard, put(&key, "first")), (shard, put(&key, "second"))]);
+        if number % 5 == 0 {
+            fixture.apply(vec![(shard, delete(&key))]);
+        }
+    }
+    fixture
+}
+
+#[test]
+fn a_snapshot_brings_the_same_shards_under_prefixes_of_their_own() {
+    let source = two_shards();
+    let mut target = Fixture::new();
+    target.apply(vec![(SHARD, put("only here", "1"))]);
+    let former = target.read("only here").head.prefix;
+    install(&target, files_of(&source));
+
+    for node in [&target, &Fixture::open(Arc::clone(&target.engine))] {
+        assert_eq!(node.machine.hosted(), [SHARD, ShardId(4)]);
+        for shard in source.shards.all() {
+            let token = Token(u32::from(shard.first) << 22);
+            let there = node.shards.find(token).unwrap();
+            let head = source.shards.head(&shard).unwrap().unwrap();
+            let found = node.shards.head(&there).unwrap().unwrap();
+            assert_eq!(Head { prefix: head.prefix, ..found }, head, "counts, revision, times");
+            assert!(head.keys > 0 && found.prefix > former);
+        }
+        for number in 0..20 {
+            let key = format!("key {number}");
+            let value = node.read(&key).value;
+            assert_eq!(value.is_some(), number % 5 != 0, "{key}");
+            assert_eq!(value, source.read(&key).value);
+        }
+        assert_eq!(node.read("only here").value, None);
+        assert_eq!(files_of(node), files_of(&source), "equal states make equal files");
+    }
+    let shard = target.shards.find(token_of(b"key 1")).unwrap().id;
+    let version = source.read("key 1").value.unwrap().revision;
+    let outcome = target.apply(vec![(shard, cas("key 1", Expect::Version(version), "third"))]);
+    assert!(matches!(outcome[0], Outcome::Done { .. }), "{outcome:?}");
+}
+
+#[test]
+fn what_a_reader_holds_stays_until_it_lets_go() {
+    let mut target = Fixture::new();
+    target.apply(vec![(SHARD, put("a", "1"))]);
+    let held = target.shards.find(token_of(b"a")).unwrap();
+    let data = key::data_range(held.prefix);
+    install(&target, files_of(&Fixture::new()));
+
+    assert_eq!(target.read("a").value, None);
+    let seen = target.shards.read(&held, DEFAULT, b"a").unwrap();
+    assert_eq!(seen, None, "it was switched: that is not the same as absent");
+    assert_eq!(target.shards.sweep().unwrap(), 0);
+    let rows = target.engine.rows(data.clone(), 9).unwrap();
+    assert_eq!(key::user_key(&rows[0].0), Some(&b"a"[..]), "the former data are all there");
+    drop(held);
+    assert_eq!(target.shards.sweep().unwrap(), 1);
+    assert!(target.engine.rows(data, 9).unwrap().is_empty());
+    assert_eq!(target.shards.sweep().unwrap(), 0);
+}
+
+#[test]
+fn an_installation_that_is_cut_short_changes_nothing_and_leaves_nothing() {
+    let mut target = Fixture::new();
+    target.apply(vec![(SHARD, put("a", "1"))]);
+    let rows_of_all = |fixture: &Fixture| {
+        let all = key::data_range(Prefix(0)).start..key::data_range(Prefix(u64::MAX)).end;
+        fixture.engine.rows(all, 99).unwrap().len()
+    };
+    let import = fill(&target, files_of(&two_shards()));
+    assert_eq!(rows_of_all(&target), 17);
+
+    // After a crash nobody remembers the new prefixes.
+    let again = Fixture::open(Arc::clone(&target.engine));
+    assert_eq!(again.read("a").value.unwrap().value.as_ref(), b"1");
+    assert_eq!((again.shards.sweep().unwrap(), rows_of_all(&again)), (2, 1));
+    assert!(again.shards.take_prefix().unwrap().0 > again.read("a").head.prefix.0 + 2);
+
+    // Without a crash they are remembered.
+    drop(import);
+    let import = fill(&target, files_of(&two_shards()));
+    drop(import);
+    assert_eq!((target.shards.sweep().unwrap(), rows_of_all(&target)), (4, 1));
+    assert_eq!(target.read("a").value.unwrap().value.as_ref(), b"1");
+}
+
+#[test]
+fn rows_name_no_prefix_and_what_they_must_say_is_checked() {
+    let source = two_shards();
+    let (_, rows) = files_of(&source).remove(0);
+    let (name, head) = rows[0].clone();
+    assert_eq!(name.as_ref(), [2, 0]);
+    assert_eq!(Head::decode(head).unwrap().prefix, Prefix(0));
+
+    let target = Fixture::new();
+    let mut import = Arc::clone(&target.machine).import();
+    let mut batch = Batch::default();
+    import.rows(3, rows[1..].to_vec(), &mut batch).unwrap();
+    assert!(import.switch(&mut batch).is_err(), "a shard without its head");
+    let later = vec![(Bytes::from_static(b"\x02\x07"), Bytes::new())];
+    assert!(import.rows(3, later, &mut batch).is_err(), "a part that nobody knows");
+    let foreign = key::record(GroupId(8), SHARD, 0, &[]);
+    assert!(target.machine.export(3, (foreign, Bytes::new())).is_err());
 }

@@ -103,6 +103,15 @@ impl Peer for PeerService {
         Ok(response)
     }
 
+    async fn send_snapshot(
+        &self,
+        request: Request<Streaming<v1::SnapshotPart>>,
+    ) -> Result<Response<v1::SnapshotReply>, Status> {
+        let mut response = Response::new(self.0.accept_snapshot(request.into_inner()).await?);
+        response.metadata_mut().insert("date", MetadataValue::from_static(DATE));
+        Ok(response)
+    }
+
     async fn adopt(
         &self,
         _request: Request<v1::AdoptRequest>,

@@ -31,6 +31,7 @@ use crate::trace::Trace;
 use crate::world::World;
 
 const LOG_DIR: &str = "/log";
+const SNAPSHOTS_DIR: &str = "/snapshots";
 /// Small, so that entries are read back from the disk.
 const LOG_TAIL_BYTES: usize = 64 << 10;
 /// What people would read on the wall when the run begins.
@@ -98,6 +99,7 @@ impl Process {
             (boot, env.random.u64()),
             wal.newest_segment(),
             Timing::default(),
+            Path::new(SNAPSHOTS_DIR).to_owned(),
         );
         let host = Host::start_driven(&env, options, Arc::clone(&engine), wal, book)?;
         let served = peer::serve(Arc::clone(&host), listener);

@@ -240,6 +240,14 @@ impl TestCluster {
         starting.open(BTreeMap::new()).await
     }
 
+    /// As [`Self::restart`], with a log that begins behind what the engine holds. Returns the entry
+    /// behind which it begins.
+    pub(super) async fn restart_late(&mut self, node: u32) -> EntryId {
+        let starting = self.nodes.get_mut(&node).expect("a node of the cluster");
+        starting.start(&self.world, &self.everyone, self.weaken).await;
+        starting.open_late().await.expect("its log is undamaged")
+    }
+
     /// The surroundings of somebody who is no member.
     pub(super) fn stranger(&self) -> Env {
         Env {

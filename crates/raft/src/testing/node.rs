@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_engine::MemoryEngine;
 use annulus_runtime::{Clock, Env, OnEnd, Random, SimDisk, SimWorld, Tasks};
 use annulus_types::{ClusterId, GroupId, NodeId, NodeInfo, ReplicaId};
-use annulus_wal::Wal;
+use annulus_wal::{EntryId, StreamId, Wal};
 
 use super::disk::{DiskSwitch, drive};
 use super::process_engine::ProcessEngine;
@@ -17,6 +17,8 @@ use super::registers::{self, Registers};
 use super::server::serve;
 use crate::book::AddressBook;
 use crate::host::{GroupSpec, Host, HostError, Options, Timing, WeakenHost};
+use crate::machine::GroupState;
+use crate::types::entry_id;
 
 pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
 pub(super) const GROUP: GroupId = GroupId(5);
@@ -118,8 +120,9 @@ impl TestNode {
         let boot = (self.boots, random.u64());
         let segment = wal.newest_segment();
         let info = info_of(self.number);
-        let options =
-            Options::new(CLUSTER, info, u64::from(self.number), boot, segment, Timing::default());
+        let (life, timing) = (u64::from(self.number), Timing::default());
+        let snapshots = PathBuf::from("/snapshots");
+        let options = Options::new(CLUSTER, info, life, boot, segment, timing, snapshots);
         let host = Host::with_weaken(&env, options, engine.clone(), wal, book, weaken)
             .expect("the default times hold together");
         let listener =
@@ -135,7 +138,21 @@ impl TestNode {
     /// Opens the node's replica; `found` names the members of a group that is born.
     pub(super) async fn open(&self, found: BTreeMap<ReplicaId, NodeId>) -> Result<(), HostError> {
         let spec = GroupSpec { group: GROUP, replica: replica_of(self.number), found };
-        Box::pin(self.process().host.open_group(spec, Arc::new(Registers))).await.map(drop)
+        let host = &self.process().host;
+        let machine = Arc::new(Registers(Arc::clone(host.engine())));
+        Box::pin(host.open_group(spec, machine)).await.map(drop)
+    }
+
+    /// Opens the node's replica with a log that begins behind what the engine holds, as L7 leaves it.
+    /// Returns the entry behind which it begins.
+    pub(super) async fn open_late(&self) -> Result<EntryId, HostError> {
+        let host = &self.process().host;
+        let state = GroupState::load(host.engine().as_ref(), GROUP)?;
+        let applied = entry_id(&state.applied.expect("something was applied"));
+        let stream = StreamId { group: GROUP, replica: replica_of(self.number) };
+        host.wal().log(stream)?.purge(applied);
+        self.open(BTreeMap::new()).await?;
+        Ok(applied)
     }
 
     /// Ends the process: sockets and disk first, so that nothing which still runs has an effect.

@@ -1,21 +1,24 @@
 //! The smallest machine that can show a lost or a reordered write: named numbers, set one by one.
 //!
-//! An operation is `name=number`; its reply is the index of its entry.
+//! An operation is `name=number`; its reply is the index of its entry. A snapshot has two files, of
+//! the names before `m` and of the others. Nobody reads registers while one is installed, so that they
+//! need no second prefix.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use annulus_engine::key::{self, Prefix};
-use annulus_engine::{Batch, Engine, EngineError};
+use annulus_engine::{Batch, Engine, EngineError, Row};
 use annulus_types::{NamespaceId, Token};
 use bytes::Bytes;
 
 use crate::entry::Operation;
-use crate::machine::{Applying, Machine};
+use crate::machine::{Applying, FileSpec, Import, Machine};
 
 const PREFIX: Prefix = Prefix(1);
 
 /// See the module.
-pub(super) struct Registers;
+pub(super) struct Registers(pub(super) Arc<dyn Engine>);
 
 /// The operation that sets a register.
 pub(super) fn set(name: &str, value: u64) -> Bytes {
@@ -32,6 +35,10 @@ pub(super) fn all(engine: &dyn Engine) -> BTreeMap<String, u64> {
     registers.collect()
 }
 
+fn row_of(name: &[u8]) -> Bytes {
+    key::data(PREFIX, NamespaceId(0), Token(0), name)
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -46,12 +53,53 @@ impl Machine for Registers {
         let mut replies = Vec::with_capacity(operations.len());
         for Operation { body, .. } in operations {
             let equals = body.iter().position(|byte| *byte == b'=').expect("one of ours");
-            let row = key::data(PREFIX, NamespaceId(0), Token(0), &body[..equals]);
-            batch.put(row, body.slice(equals + 1..));
+            batch.put(row_of(&body[..equals]), body.slice(equals + 1..));
             replies.push(Bytes::from(at.id.index.to_string()));
         }
         Ok(replies)
     }
 
     fn batch_visible(&self) {}
+
+    fn files(&self) -> Vec<FileSpec> {
+        let (all, middle) = (key::data_range(PREFIX), row_of(b"m"));
+        vec![
+            FileSpec { id: 1, ranges: vec![all.start..middle.clone()] },
+            FileSpec { id: 2, ranges: vec![middle..all.end] },
+        ]
+    }
+
+    fn export(&self, _file: u64, (row, value): Row) -> Result<Row, EngineError> {
+        let name = key::user_key(&row).expect("a data key");
+        Ok((Bytes::copy_from_slice(name), value))
+    }
+
+    fn import(self: Arc<Self>) -> Box<dyn Import> {
+        Box::new(Incoming { engine: Arc::clone(&self.0), rows: Vec::new() })
+    }
+}
+
+/// Holds everything until it is complete.
+struct Incoming {
+    engine: Arc<dyn Engine>,
+    rows: Vec<Row>,
+}
+
+impl Import for Incoming {
+    fn rows(&mut self, _: u64, rows: Vec<Row>, _: &mut Batch) -> Result<(), EngineError> {
+        self.rows.extend(rows);
+        Ok(())
+    }
+
+    fn switch(&mut self, batch: &mut Batch) -> Result<(), EngineError> {
+        for (row, _) in self.engine.rows(key::data_range(PREFIX), usize::MAX)? {
+            batch.delete(row);
+        }
+        for (name, value) in self.rows.drain(..) {
+            batch.put(row_of(&name), value);
+        }
+        Ok(())
+    }
+
+    fn switched(self: Box<Self>) {}
 }

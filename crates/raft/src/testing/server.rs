@@ -1,4 +1,4 @@
-//! The peer port of a node, with nothing behind it but links.
+//! The peer port of a node, with nothing behind it but links and snapshots.
 
 use std::io;
 use std::pin::Pin;
@@ -40,32 +40,39 @@ impl Peer for Links {
         Ok(Response::new(self.0.accept_link(request.into_inner())))
     }
 
+    async fn send_snapshot(
+        &self,
+        request: Request<Streaming<v1::SnapshotPart>>,
+    ) -> Result<Response<v1::SnapshotReply>, Status> {
+        self.0.accept_snapshot(request.into_inner()).await.map(Response::new)
+    }
+
     async fn adopt(
         &self,
         _request: Request<v1::AdoptRequest>,
     ) -> Result<Response<v1::AdoptReply>, Status> {
-        Err(Status::unimplemented("only links"))
+        Err(Status::unimplemented("only links and snapshots"))
     }
 
     async fn describe(
         &self,
         _request: Request<v1::DescribeRequest>,
     ) -> Result<Response<v1::DescribeReply>, Status> {
-        Err(Status::unimplemented("only links"))
+        Err(Status::unimplemented("only links and snapshots"))
     }
 
     async fn found(
         &self,
         _request: Request<v1::FoundRequest>,
     ) -> Result<Response<v1::FoundReply>, Status> {
-        Err(Status::unimplemented("only links"))
+        Err(Status::unimplemented("only links and snapshots"))
     }
 
     async fn push(
         &self,
         _request: Request<v1::PushRequest>,
     ) -> Result<Response<v1::PushReply>, Status> {
-        Err(Status::unimplemented("only links"))
+        Err(Status::unimplemented("only links and snapshots"))
     }
 }
 

@@ -1,0 +1,181 @@
+//! The node's folder of snapshots: who may use it, names in it, and how its disk is waited for.
+//!
+//! Nothing in the folder outlives the process that put it there, so nothing in it is ever synced: a
+//! snapshot is made to be sent, or was received to be installed. What a crash leaves behind goes at
+//! the next start.
+//!
+//! # Invariants
+//!
+//! - At most two groups hold views of the engine for a snapshot, and at most two snapshots are being
+//!   received (E2).
+//! - A [`Place`] is removed when its last holder is gone, and its name is not used again by this
+//!   process: whoever still sends from an older snapshot is not disturbed.
+//! - No task waits for the disk on a thread that others need: see [`SnapshotStore::run`].
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use annulus_runtime::Disk;
+use annulus_types::GroupId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Groups whose views may be held at once (E2).
+const PICTURES: usize = 2;
+/// Snapshots that may be on their way in at once.
+const RECEPTIONS: usize = 2;
+
+/// Where work that waits on a disk is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// On threads that are there for it.
+    Aside,
+    /// In the task that asks: in a simulation, whose time no thread may share.
+    Inline,
+}
+
+/// See the module.
+pub(crate) struct SnapshotStore {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    waits: Waits,
+    pictures: Arc<Semaphore>,
+    receptions: Arc<Semaphore>,
+    /// Tells folders of one group and entry apart.
+    next: AtomicU64,
+    /// A bit of the next part that is sent will be wrong.
+    #[cfg(test)]
+    spoils: std::sync::atomic::AtomicBool,
+}
+
+impl SnapshotStore {
+    /// Removes what an earlier process left in `dir`. A folder that cannot be removed costs space and
+    /// nothing else.
+    pub(crate) fn open(disk: Arc<dyn Disk>, dir: PathBuf, waits: Waits) -> Arc<Self> {
+        let removed = match disk.exists(&dir) {
+            Ok(true) => disk.remove_dir_all(&dir),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(folder = %dir.display(), %error, "former snapshots are still there");
+        }
+        Arc::new(Self {
+            disk,
+            dir,
+            waits,
+            pictures: Arc::new(Semaphore::new(PICTURES)),
+            receptions: Arc::new(Semaphore::new(RECEPTIONS)),
+            next: AtomicU64::new(0),
+            #[cfg(test)]
+            spoils: std::sync::atomic::AtomicBool::new(false),
+        })
+    }
+
+    /// Runs a piece of work that waits on the disk or the engine. Dropping the future does not end
+    /// work that has begun, only what would have come after it.
+    ///
+    /// # Errors
+    /// The work's own.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        match self.waits {
+            Waits::Aside => match tokio::task::spawn_blocking(work).await {
+                Ok(done) => done,
+                Err(error) => Err(io::Error::other(error)),
+            },
+            Waits::Inline => {
+                let done = work();
+                // Others have their turn between two pieces of work.
+                tokio::task::yield_now().await;
+                done
+            }
+        }
+    }
+
+    pub(crate) fn disk(&self) -> Arc<dyn Disk> {
+        Arc::clone(&self.disk)
+    }
+
+    /// Leave to hold views of one group; `None` while too many do.
+    pub(crate) fn may_view(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.pictures).try_acquire_owned().ok()
+    }
+
+    /// Leave to receive a snapshot; `None` while too many do.
+    pub(crate) fn may_receive(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.receptions).try_acquire_owned().ok()
+    }
+
+    /// A folder for a snapshot of `group` at entry `index`; not made yet.
+    pub(crate) fn place(self: &Arc<Self>, group: GroupId, index: u64) -> Place {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join(format!("{group}-{index}-{number}"));
+        Place { store: Arc::clone(self), path }
+    }
+
+    /// Takes the bit that a test wants wrong.
+    #[cfg(test)]
+    pub(crate) fn takes_spoil(&self) -> bool {
+        self.spoils.swap(false, Ordering::SeqCst)
+    }
+
+    #[cfg(not(test))]
+    pub(crate) fn takes_spoil(&self) -> bool {
+        false
+    }
+
+    /// Makes a bit of the next part that is sent wrong.
+    #[cfg(test)]
+    pub(crate) fn spoil_next_part(&self) {
+        self.spoils.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the wrong bit is still to come.
+    #[cfg(test)]
+    pub(crate) fn is_to_spoil(&self) -> bool {
+        self.spoils.load(Ordering::SeqCst)
+    }
+}
+
+/// The folder of one snapshot.
+pub(crate) struct Place {
+    store: Arc<SnapshotStore>,
+    path: PathBuf,
+}
+
+impl Place {
+    /// Makes the folder.
+    pub(crate) async fn create(&self) -> io::Result<()> {
+        let (disk, path) = (self.store.disk(), self.path.clone());
+        self.store.run(move || disk.create_dir_all(&path)).await
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn store(&self) -> &Arc<SnapshotStore> {
+        &self.store
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let (disk, path) = (self.store.disk(), std::mem::take(&mut self.path));
+        let remove = move || match disk.remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                // It goes at the next start.
+                tracing::info!(folder = %path.display(), %error, "a snapshot stays on the disk");
+            }
+            Ok(()) | Err(_) => {}
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if self.store.waits == Waits::Aside => drop(runtime.spawn_blocking(remove)),
+            Ok(_) | Err(_) => remove(),
+        }
+    }
+}

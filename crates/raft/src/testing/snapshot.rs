@@ -1,0 +1,141 @@
+//! A follower needs entries that its leader holds no more (L7), and gets the state that stands for
+//! them.
+
+use annulus_proto::v1;
+use annulus_proto::v1::peer_client::PeerClient;
+use annulus_proto::v1::snapshot_part::Part;
+use annulus_types::ClusterId;
+use annulus_wal::EntryId;
+use bytes::Bytes;
+use futures_util::stream;
+
+use super::cluster::{LONG, TestCluster, ms, pass, until};
+use super::node::{CLUSTER, End, GROUP, Rows, info_of, replica_of};
+use crate::connect;
+use crate::host::WeakenHost;
+use crate::machine::GroupState;
+use crate::snapshot::files::Manifest;
+
+/// A cluster in which node 3 is down and the logs of the others begin behind what it has; which of
+/// them leads, and the entry behind which its log begins.
+async fn node_3_is_left_behind(seed: u64) -> (TestCluster, u32, EntryId) {
+    let mut cluster = TestCluster::new(3, seed, WeakenHost::default()).await;
+    cluster.propose(1, "early", 1, LONG).await.expect("the cluster works");
+    cluster.propose(1, "removed from every log", 1, LONG).await.expect("the cluster works");
+    until("all hold it", || cluster.everyone_holds("removed from every log", 1)).await;
+    pass(ms(20)).await;
+    cluster.end(3, End::Kill).await;
+    for number in 0..20 {
+        let name = format!("register {number}");
+        cluster.propose(1, &name, number, LONG).await.expect("two are a majority");
+    }
+    cluster.propose(1, "early", 2, LONG).await.expect("two are a majority");
+    until("both have applied it", || cluster.applied(2) == cluster.applied(1)).await;
+    pass(ms(20)).await;
+
+    cluster.end(1, End::Kill).await;
+    cluster.end(2, End::Kill).await;
+    let begins = [cluster.restart_late(1).await, cluster.restart_late(2).await];
+    let leader = cluster.leader_among(&[1, 2]).await;
+    (cluster, leader, begins[leader as usize - 1])
+}
+
+async fn until_node_3_is_brought_up(cluster: &TestCluster, leader: u32) {
+    until("node 3 is brought up", || cluster.registers(3) == cluster.registers(leader)).await;
+}
+
+/// Whether node 3's log begins at or behind the entry, so that a snapshot must have made up for it.
+fn took_a_snapshot(cluster: &TestCluster, begin: EntryId) -> bool {
+    cluster.log_state(3).purged.is_some_and(|purged| purged.index >= begin.index)
+}
+
+async fn a_follower_is_brought_up() {
+    let (mut cluster, leader, begin) = Box::pin(node_3_is_left_behind(76)).await;
+    let behind = cluster.registers(3);
+    assert!(behind.len() < cluster.registers(leader).len());
+    cluster.restart(3, Rows::Kept).await.expect("its log is undamaged");
+    until_node_3_is_brought_up(&cluster, leader).await;
+    until("its log begins late, too", || took_a_snapshot(&cluster, begin)).await;
+    let status = cluster.group(3).status();
+    assert_eq!((status.members, status.halted), (cluster.group(leader).status().members, None));
+
+    cluster.propose(leader, "after", 1, LONG).await.expect("the cluster works");
+    until("all hold it", || cluster.everyone_holds("after", 1)).await;
+
+    // What it took is there to stay.
+    pass(ms(20)).await;
+    cluster.end(3, End::PowerCut).await;
+    cluster.restart(3, Rows::Kept).await.expect("its log is undamaged");
+    let leader = cluster.leader_among(&[1, 2]).await;
+    cluster.propose(leader, "last", 1, LONG).await.expect("the cluster works");
+    until("all hold it", || cluster.everyone_holds("last", 1)).await;
+    until_node_3_is_brought_up(&cluster, leader).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_behind_the_beginning_of_its_leaders_log_is_brought_up() {
+    Box::pin(a_follower_is_brought_up()).await;
+}
+
+async fn a_bit_is_flipped_in_transit() {
+    let (mut cluster, leader, begin) = Box::pin(node_3_is_left_behind(77)).await;
+    // The last bit of a file: of a register's value.
+    cluster.host(leader).snapshots.spoil_next_part();
+    cluster.restart(3, Rows::Kept).await.expect("its log is undamaged");
+    until("a snapshot was spoilt", || !cluster.host(leader).snapshots.is_to_spoil()).await;
+    until_node_3_is_brought_up(&cluster, leader).await;
+    until("its log begins late, too", || took_a_snapshot(&cluster, begin)).await;
+    assert_eq!(cluster.group(3).status().halted, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_with_a_flipped_bit_is_refused_and_sent_again() {
+    Box::pin(a_bit_is_flipped_in_transit()).await;
+}
+
+/// What node 2 says to a snapshot without files from a stranger that claims to lead.
+async fn answer(cluster: &TestCluster, from: ClusterId, to: u64, term: u64) -> String {
+    let state = GroupState::load(cluster.host(2).engine().as_ref(), GROUP).expect("it reads");
+    let leader = replica_of(3).0;
+    let header = v1::SnapshotHeader {
+        cluster_id: Bytes::copy_from_slice(&from.0),
+        protocol: annulus_proto::PROTOCOL,
+        node: 99,
+        incarnation: 1,
+        group: GROUP.0,
+        from: leader,
+        to,
+        vote: Some(v1::Vote { term, leader, committed: true }),
+        manifest: Manifest { group: GROUP, state, files: Vec::new() }.encode(),
+    };
+    let channel = connect::channel(&cluster.stranger(), &info_of(2).peer_addr).await;
+    let mut client = PeerClient::new(channel.expect("node 2 listens"));
+    let part = v1::SnapshotPart { part: Some(Part::Header(header)) };
+    match client.send_snapshot(stream::iter([part])).await {
+        Ok(_) => "taken".to_owned(),
+        Err(status) => status.message().to_owned(),
+    }
+}
+
+async fn strangers_send_snapshots() {
+    let cluster = TestCluster::new(3, 78, WeakenHost::default()).await;
+    cluster.propose(1, "x", 1, LONG).await.expect("the cluster works");
+    until("all hold it", || cluster.everyone_holds("x", 1)).await;
+    let me = replica_of(2).0;
+    let voted = cluster.log_state(2).vote;
+    let other = answer(&cluster, ClusterId([8; 16]), me, 1000).await;
+    assert!(other.contains("another cluster"), "{other}");
+    let former = answer(&cluster, CLUSTER, 8, 1000).await;
+    assert!(former.contains("no such replica"), "{former}");
+    let impossible = answer(&cluster, CLUSTER, me, 0).await;
+    assert!(impossible.contains("not from the leader"), "{impossible}");
+    assert_eq!(cluster.log_state(2).vote, voted, "nobody was obeyed");
+    // The same from whom it may be from; the state is held already.
+    assert_eq!(answer(&cluster, CLUSTER, me, 1000).await, "taken");
+    assert!(cluster.everyone_holds("x", 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_for_somebody_else_or_from_nobody_is_refused() {
+    Box::pin(strangers_send_snapshots()).await;
+}
