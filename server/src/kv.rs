@@ -158,7 +158,7 @@ impl KvService {
                     role: Role::Leader,
                     served_by: grant.served_by,
                     term: grant.term,
-                    staleness_bound_us: Some(grant.staleness_bound_us),
+                    staleness_bound_us: grant.staleness_bound_us,
                     ..receipt
                 }
             }
@@ -171,7 +171,7 @@ impl KvService {
             }
         };
         let group_time_ms = group.group_time_ms();
-        let seen = serving.look(&shard, header, key)?;
+        let seen = serving.look(&shard, &group, header, key)?;
         let receipt = Receipt {
             epoch: seen.head.epoch,
             revision: seen.head.revision,
@@ -211,11 +211,20 @@ impl Serving {
         Err(self.stale_route())
     }
 
-    fn look(&self, shard: &Shard, header: &Header, key: &Bytes) -> Result<Seen, Error> {
+    fn look(
+        &self,
+        shard: &Shard,
+        group: &Group,
+        header: &Header,
+        key: &Bytes,
+    ) -> Result<Seen, Error> {
         match self.shards.read(shard, header.namespace, key) {
             Ok(Some(seen)) => Ok(seen),
             Ok(None) => Err(self.stale_route()),
-            Err(error) => Err(self.defect("a read failed", &error)),
+            Err(error) => {
+                group.distrust(&error.to_string());
+                Err(self.defect("a read failed", &error))
+            }
         }
     }
 

@@ -37,8 +37,15 @@ const VERSION: u8 = 1;
 /// One call to a peer during the birth.
 const CALL_LIMIT: Duration = Duration::from_secs(2);
 
-/// The plan that this node was told or made, if any.
+/// The plan that this node was told or made, if any. One of another cluster than the node's is what
+/// is left of an `init` that lost against another: it is none.
 pub(super) fn stored_plan(node: &Node) -> Option<v1::Plan> {
+    let cluster = node.folder.lock().identity().cluster;
+    let plan = read_plan(node)?;
+    (cluster.is_unborn() || plan.cluster_id.as_ref() == cluster.0).then_some(plan)
+}
+
+fn read_plan(node: &Node) -> Option<v1::Plan> {
     let path = node.config.data_dir.join(FILE);
     let bytes = read_file(node.env.disk.as_ref(), &path, DECODE_BYTES as u64).ok()?;
     let (head, body) = bytes.split_at_checked(5)?;
@@ -208,6 +215,10 @@ pub(super) async fn found(node: &Arc<Node>, request: v1::FoundRequest) -> Result
     let Some(plan) = request.plan else { return Err(Error::bad_request("plan", "is missing")) };
     let _changing = node.changing.lock().await;
     let Some(host) = node.host() else { return Err(not_ready("not adopted yet")) };
+    let actual = host.options().cluster;
+    if plan.cluster_id.as_ref() != actual.0 {
+        return Err(Error::refused(ErrorKind::WrongCluster { actual }));
+    }
     check_life(node, request.node, planned_life(&plan, request.node))?;
     if stored_plan(node).is_none() {
         store_plan(node, &plan).map_err(|error| not_ready(format!("storing the plan: {error}")))?;

@@ -23,6 +23,7 @@ mod replicas;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use annulus_engine::Engine;
@@ -69,6 +70,8 @@ pub struct Node {
     pub(crate) fence: Mutex<(u64, u64)>,
     pub(crate) machines: Mutex<BTreeMap<GroupId, Arc<ShardMachine>>>,
     pub(crate) manager: Mutex<Option<Arc<ManagerMachine>>>,
+    /// The manager's driver runs here.
+    pub(crate) drives: AtomicBool,
 }
 
 /// Addresses actually listened on.
@@ -138,6 +141,7 @@ impl Node {
             fence: Mutex::new((0, 0)),
             machines: Mutex::new(BTreeMap::new()),
             manager: Mutex::new(None),
+            drives: AtomicBool::new(false),
         });
         node.serve(client, peer, http, health_service);
         if !identity.cluster.is_unborn() {

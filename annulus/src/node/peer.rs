@@ -9,7 +9,7 @@ use annulus_proto::convert::{cluster_bytes, status_of};
 use annulus_proto::v1;
 use annulus_proto::v1::peer_server::Peer;
 use annulus_raft::{FrameStream, GroupSpec};
-use annulus_runtime::Stream;
+use annulus_runtime::{OnEnd, Stream};
 use annulus_types::{Error, ErrorKind, RoutingTable};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
@@ -96,7 +96,9 @@ impl Peer for PeerService {
         &self,
         request: Request<v1::AdoptRequest>,
     ) -> Result<Response<v1::AdoptReply>, Status> {
-        birth::adopt(&self.0, request.get_ref()).await.map_err(refuse)?;
+        let node = Arc::clone(&self.0);
+        let request = request.into_inner();
+        self.to_its_end(async move { birth::adopt(&node, &request).await }).await?;
         Ok(Response::new(v1::AdoptReply { info: Some((&self.0.info).into()) }))
     }
 
@@ -116,7 +118,9 @@ impl Peer for PeerService {
         &self,
         request: Request<v1::FoundRequest>,
     ) -> Result<Response<v1::FoundReply>, Status> {
-        birth::found(&self.0, request.into_inner()).await.map_err(refuse)?;
+        let node = Arc::clone(&self.0);
+        let request = request.into_inner();
+        self.to_its_end(async move { birth::found(&node, request).await }).await?;
         Ok(Response::new(v1::FoundReply {}))
     }
 
@@ -124,45 +128,65 @@ impl Peer for PeerService {
         &self,
         request: Request<v1::PushRequest>,
     ) -> Result<Response<v1::PushReply>, Status> {
-        self.take_table(request.into_inner()).await.map(Response::new).map_err(refuse)
+        let node = Arc::clone(&self.0);
+        let request = request.into_inner();
+        let taken = self.to_its_end(async move { take_table(&node, request).await });
+        taken.await.map(Response::new)
     }
 }
 
 impl PeerService {
-    /// Stores the table, then creates the replicas that it gives to this node.
-    async fn take_table(&self, request: v1::PushRequest) -> Result<v1::PushReply, Error> {
-        let node = &self.0;
-        let not_ready = |reason: String| Error::refused(ErrorKind::NotReady { reason });
-        let _changing = node.changing.lock().await;
-        let Some(host) = node.host() else { return Err(not_ready("not adopted yet".to_owned())) };
-        birth::check_life(node, request.node, Some(request.incarnation))?;
-        {
-            let mut fence = node.fence.lock();
-            if (request.era, request.term) < *fence {
-                return Err(Error::bad_request("term", "a later manager has spoken"));
-            }
-            *fence = (request.era, request.term);
+    /// Runs a command in a task of its own: a caller that goes away loses the answer, and never cuts
+    /// a birth in two.
+    async fn to_its_end<T, F>(&self, command: F) -> Result<T, Status>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let (done, answer) = tokio::sync::oneshot::channel();
+        self.0.env.tasks.spawn("peer command", OnEnd::Ignore, async move {
+            // The caller may be gone.
+            let _ = done.send(command.await);
+        });
+        match answer.await {
+            Ok(result) => result.map_err(refuse),
+            Err(_) => Err(Status::unavailable("the node is stopping")),
         }
-        let wire = request.table.ok_or_else(|| Error::bad_request("table", "is missing"))?;
-        let table = RoutingTable::try_from(wire)?;
-        if table.cluster != host.options().cluster {
-            let actual = host.options().cluster;
-            return Err(Error::refused(ErrorKind::WrongCluster { actual }));
-        }
-        node.book.from_table(&table.nodes);
-        let (tables, stored) = (Arc::clone(&node.tables), table.clone());
-        tokio::task::spawn_blocking(move || tables.install(stored))
-            .await
-            .map_err(|error| not_ready(error.to_string()))?
-            .map_err(|error| not_ready(format!("storing the table: {error}")))?;
-        for route in &table.groups {
-            let own = route.members.iter().find(|member| member.node == node.info.id);
-            let Some(own) = own else { continue };
-            let found = replicas::founders_if_home(&table, route.id, node.info.id);
-            let spec = GroupSpec { group: route.id, replica: own.replica, found };
-            let opened = node.open_replica(&host, spec).await;
-            opened.map_err(|error| not_ready(error.to_string()))?;
-        }
-        Ok(v1::PushReply { table_version: node.tables.version().0 })
     }
+}
+
+/// Stores the table, then creates the replicas that it gives to this node.
+async fn take_table(node: &Arc<Node>, request: v1::PushRequest) -> Result<v1::PushReply, Error> {
+    let not_ready = |reason: String| Error::refused(ErrorKind::NotReady { reason });
+    let _changing = node.changing.lock().await;
+    let Some(host) = node.host() else { return Err(not_ready("not adopted yet".to_owned())) };
+    birth::check_life(node, request.node, Some(request.incarnation))?;
+    {
+        let mut fence = node.fence.lock();
+        if (request.era, request.term) < *fence {
+            return Err(Error::bad_request("term", "a later manager has spoken"));
+        }
+        *fence = (request.era, request.term);
+    }
+    let wire = request.table.ok_or_else(|| Error::bad_request("table", "is missing"))?;
+    let table = RoutingTable::try_from(wire)?;
+    if table.cluster != host.options().cluster {
+        let actual = host.options().cluster;
+        return Err(Error::refused(ErrorKind::WrongCluster { actual }));
+    }
+    node.book.from_table(&table.nodes);
+    let (tables, stored) = (Arc::clone(&node.tables), table.clone());
+    tokio::task::spawn_blocking(move || tables.install(stored))
+        .await
+        .map_err(|error| not_ready(error.to_string()))?
+        .map_err(|error| not_ready(format!("storing the table: {error}")))?;
+    for route in &table.groups {
+        let own = route.members.iter().find(|member| member.node == node.info.id);
+        let Some(own) = own else { continue };
+        let found = replicas::founders_if_home(&table, route.id, node.info.id);
+        let spec = GroupSpec { group: route.id, replica: own.replica, found };
+        let opened = node.open_replica(&host, spec).await;
+        opened.map_err(|error| not_ready(error.to_string()))?;
+    }
+    Ok(v1::PushReply { table_version: node.tables.version().0 })
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use annulus_engine::{Engine, EngineKind};
@@ -53,6 +54,9 @@ impl Node {
             let spec = GroupSpec { group, replica, found };
             match self.open_replica(host, spec).await {
                 Ok(_) => {}
+                Err(error @ HostError::NeedsRefill { .. }) => {
+                    tracing::error!(%group, %replica, %error, "replica stays absent");
+                }
                 Err(HostError::Damaged { file, offset, reason }) => {
                     tracing::error!(%group, %replica, file, offset, reason, "replica is damaged");
                 }
@@ -62,34 +66,47 @@ impl Node {
         Ok(())
     }
 
-    /// Opens one replica with the machine that its group needs.
+    /// Opens one replica with the machine that its group needs; one that is open already is founded
+    /// if that is still to be done. The machine is kept before the group is opened with it, so that
+    /// an opening that failed half-way can be repeated. Not cancel-safe.
     pub(super) async fn open_replica(
         self: &Arc<Self>,
         host: &Arc<Host>,
         spec: GroupSpec,
     ) -> Result<Arc<Group>, HostError> {
-        if let Some(group) = host.group(spec.group) {
-            return Ok(group);
+        if spec.group == GroupId::MANAGER {
+            return self.open_manager(host, spec).await;
         }
-        let id = spec.group;
-        if id == GroupId::MANAGER {
-            let machine = ManagerMachine::open(self.engine.as_ref())?;
-            let group = host.open_group(spec, Arc::clone(&machine) as Arc<dyn Machine>).await?;
-            let plan = super::birth::stored_plan(self);
-            let driver = Driver::new(
-                self.env.clone(),
-                Arc::clone(host),
-                Arc::clone(&group),
-                Arc::clone(&machine),
-                plan,
-            );
-            *self.manager.lock() = Some(machine);
-            self.env.tasks.spawn("manager driver", OnEnd::StopNode, driver.run());
-            return Ok(group);
-        }
-        let machine = ShardMachine::open(id, Arc::clone(&self.shards))?;
+        let kept = self.machines.lock().get(&spec.group).cloned();
+        let machine = match kept {
+            Some(machine) => machine,
+            None => {
+                let machine = ShardMachine::open(spec.group, Arc::clone(&self.shards))?;
+                self.machines.lock().insert(spec.group, Arc::clone(&machine));
+                machine
+            }
+        };
+        host.open_group(spec, machine).await
+    }
+
+    async fn open_manager(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        spec: GroupSpec,
+    ) -> Result<Arc<Group>, HostError> {
+        let kept = self.manager.lock().clone();
+        let machine = match &kept {
+            Some(machine) => Arc::clone(machine),
+            None => ManagerMachine::open(self.engine.as_ref())?,
+        };
+        *self.manager.lock() = Some(Arc::clone(&machine));
         let group = host.open_group(spec, Arc::clone(&machine) as Arc<dyn Machine>).await?;
-        self.machines.lock().insert(id, machine);
+        if !self.drives.swap(true, Ordering::SeqCst) {
+            let plan = super::birth::stored_plan(self);
+            let driver =
+                Driver::new(self.env.clone(), Arc::clone(host), Arc::clone(&group), machine, plan);
+            self.env.tasks.spawn("manager driver", OnEnd::StopNode, driver.run());
+        }
         Ok(group)
     }
 }

@@ -32,8 +32,8 @@ pub struct ReadGrant {
     pub served_by: ServedBy,
     /// The term in which it was granted.
     pub term: u64,
-    /// The data is no older than this, microseconds.
-    pub staleness_bound_us: u64,
+    /// The data is no older than this, microseconds; `None` when it cannot be told any more.
+    pub staleness_bound_us: Option<u64>,
 }
 
 /// A member of a group as the replica knows it.
@@ -105,6 +105,20 @@ impl Group {
         self.packer.propose(shard, body, limit).await
     }
 
+    /// A check of this replica's state failed: from now on it answers no read, and gives leadership
+    /// away as soon as another voter can take it.
+    pub fn distrust(&self, reason: &str) {
+        self.replica.distrust(reason);
+    }
+
+    fn check_trusted(&self) -> Result<(), Error> {
+        self.check_alive()?;
+        match self.replica.distrusted() {
+            Some(reason) => Err(Error::refused(ErrorKind::NotReady { reason })),
+            None => Ok(()),
+        }
+    }
+
     fn check_alive(&self) -> Result<(), Error> {
         match self.replica.halted() {
             Some(reason) => Err(Error::refused(ErrorKind::NotReady { reason })),
@@ -118,7 +132,7 @@ impl Group {
     /// # Errors
     /// `NotLeader` at once when this replica does not lead; `NoQuorum` at the limit.
     pub async fn read_grant(&self, strict: bool, limit: Duration) -> Result<ReadGrant, Error> {
-        self.check_alive()?;
+        self.check_trusted()?;
         match tokio::time::timeout(limit, self.grant(strict)).await {
             Ok(result) => result,
             Err(_) => Err(Error::refused(ErrorKind::NoQuorum)),
@@ -180,10 +194,11 @@ impl Group {
     }
 
     fn granted(&self, served_by: ServedBy, term: u64) -> ReadGrant {
+        // Deposed while it waited, a leader has no horizon left: unknown, never zero.
         let horizon = self.replica.gate.view().horizon;
         let now = self.env.clock.boot();
-        let bound = horizon.map_or(0, |horizon| now.0.saturating_sub(horizon.0));
-        ReadGrant { served_by, term, staleness_bound_us: bound }
+        let staleness_bound_us = horizon.map(|horizon| now.0.saturating_sub(horizon.0));
+        ReadGrant { served_by, term, staleness_bound_us }
     }
 
     /// Hands leadership to the voter on `to` (H3). Before the act proposals are held back until the
@@ -250,7 +265,7 @@ impl Group {
     /// # Errors
     /// `NotReady` with the reason.
     pub fn check_whole(&self) -> Result<(), Error> {
-        self.check_alive()?;
+        self.check_trusted()?;
         if self.replica.is_whole() {
             return Ok(());
         }
@@ -294,7 +309,7 @@ impl Group {
             applied_index: applied.id.index,
             group_time_ms: applied.group_time_ms,
             gate_open: self.replica.gate.is_open(self.env.clock.boot()),
-            halted: self.replica.halted().or_else(|| {
+            halted: self.replica.halted().or_else(|| self.replica.distrusted()).or_else(|| {
                 metrics.running_state.as_ref().err().map(std::string::ToString::to_string)
             }),
             members: stored

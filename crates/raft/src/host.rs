@@ -176,6 +176,12 @@ pub enum HostError {
         /// How it was seen.
         reason: String,
     },
+    /// The engine lost state that the log cannot restore.
+    #[error("the engine was lost and the log begins only after entry {begins_after}")]
+    NeedsRefill {
+        /// The last entry that the log does not hold.
+        begins_after: u64,
+    },
     /// The replica was destroyed here before.
     #[error("replica {0} was destroyed on this node and its id is never reused")]
     Tombstone(ReplicaId),
@@ -406,6 +412,8 @@ impl Host {
     ) -> Result<Arc<Group>, HostError> {
         let _one_at_a_time = self.opening.lock().await;
         if let Some(group) = self.group(spec.group) {
+            // An earlier opening may have been cut off before this.
+            Self::initialise(&group, &spec).await?;
             return Ok(group);
         }
         let stream = StreamId { group: spec.group, replica: spec.replica };
@@ -426,18 +434,21 @@ impl Host {
         self.groups.write().insert(spec.group, Arc::clone(&group));
         Seeded::scope(self.env.random.u64(), async { group.raft.run() }).await;
         self.tend(&group, held);
+        Self::initialise(&group, &spec).await?;
+        Ok(group)
+    }
+
+    /// Founds a group that has no log yet, if this replica is told to.
+    async fn initialise(group: &Group, spec: &GroupSpec) -> Result<(), HostError> {
         let initialised =
             group.raft.is_initialized().await.map_err(|e| HostError::Raft(e.to_string()))?;
-        if !spec.found.is_empty() && !initialised {
-            let members: BTreeMap<u64, Seat> =
-                spec.found.iter().map(|(id, node)| (id.0, Seat { node: *node })).collect();
-            group
-                .raft
-                .initialize(members)
-                .await
-                .map_err(|error| HostError::Raft(error.to_string()))?;
+        if spec.found.is_empty() || initialised {
+            return Ok(());
         }
-        Ok(group)
+        let members: BTreeMap<u64, Seat> =
+            spec.found.iter().map(|(id, node)| (id.0, Seat { node: *node })).collect();
+        let founded = group.raft.initialize(members).await;
+        founded.map_err(|error| HostError::Raft(error.to_string()))
     }
 
     async fn build(
@@ -496,7 +507,14 @@ impl Host {
         log: &annulus_wal::GroupLog,
         state: &GroupState,
     ) -> Result<(), HostError> {
-        let Some(applied) = state.applied.as_ref().map(entry_id) else { return Ok(()) };
+        let applied = state.applied.as_ref().map(entry_id);
+        // The engine lost what the log no longer holds: replaying would build on nothing.
+        if let Some(purged) = log.state().purged
+            && applied.is_none_or(|applied| applied.index < purged.index)
+        {
+            return Err(HostError::NeedsRefill { begins_after: purged.index });
+        }
+        let Some(applied) = applied else { return Ok(()) };
         if log.id_at(applied.index) == Some(applied) {
             return Ok(());
         }
@@ -567,23 +585,10 @@ impl Host {
     /// Gives every leadership away to a voter whose link is up, as far as that goes within `limit`
     /// for each group.
     pub async fn hand_over(&self, limit: Duration) {
-        let handed = self.groups().into_iter().map(|group| async move {
-            if group.replica.gate.view().leading.is_none() {
-                return;
-            }
-            let seats = group.replica.seats();
-            let voters = group.status().members.into_iter().filter(|member| member.voter);
-            let target = voters
-                .filter_map(|member| seats.get(&member.replica).copied())
-                .find(|node| *node != self.options.info.id && self.links.is_up(*node));
-            let Some(target) = target else { return };
-            match group.transfer(target, limit).await {
-                Ok(()) => {
-                    tracing::info!(group = %group.id(), to = %target, "leadership handed over")
-                }
-                Err(error) => tracing::info!(group = %group.id(), %error, "leadership stays"),
-            }
-        });
+        let handed = self
+            .groups()
+            .into_iter()
+            .map(|group| async move { self.give_away(&group, limit).await });
         futures_util::future::join_all(handed).await;
         let over = self.groups().into_iter().map(|group| async move {
             let mut view = group.replica.gate.watch();
@@ -592,6 +597,25 @@ impl Host {
             let _ = tokio::time::timeout(limit, led).await;
         });
         futures_util::future::join_all(over).await;
+    }
+
+    /// Gives the leadership of one group to a voter whose link is up.
+    pub(crate) async fn give_away(&self, group: &Group, limit: Duration) {
+        if group.replica.gate.view().leading.is_none() {
+            return;
+        }
+        let seats = group.replica.seats();
+        let voters = group.status().members.into_iter().filter(|member| member.voter);
+        let target = voters
+            .filter_map(|member| seats.get(&member.replica).copied())
+            .find(|node| *node != self.options.info.id && self.links.is_up(*node));
+        let Some(target) = target else { return };
+        match group.transfer(target, limit).await {
+            Ok(()) => {
+                tracing::info!(group = %group.id(), to = %target, "leadership handed over");
+            }
+            Err(error) => tracing::info!(group = %group.id(), %error, "leadership stays"),
+        }
     }
 
     /// Stops every group: gates are latched first, so that nothing is answered while they end.

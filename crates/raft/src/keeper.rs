@@ -51,6 +51,15 @@ pub(crate) fn spawn(host: &Arc<Host>) {
             }
             linked = up;
             for group in host.groups() {
+                let view = group.replica.gate.view();
+                let in_doubt = turn.is_multiple_of(20) && group.replica.distrusted().is_some();
+                if in_doubt && view.leading.is_some() && !view.latched {
+                    let (host, group) = (Arc::clone(&host), Arc::clone(&group));
+                    let tasks = host.env.tasks.clone();
+                    tasks.spawn("handing over", OnEnd::Ignore, async move {
+                        host.give_away(&group, host.options.timing.lease).await;
+                    });
+                }
                 if must_campaign(&host, &group) {
                     // The core has ended: the supervisor says so.
                     let _ = group.raft.trigger().elect(true).await;

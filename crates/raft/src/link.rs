@@ -113,22 +113,6 @@ impl Link {
     /// Sends a request; `on_reply` is called exactly once, perhaps before this returns.
     pub(crate) fn call(&self, route: Route, lane: Lane, body: Body, on_reply: OnReply) {
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
-        let sender = {
-            let queues = self.queues.lock();
-            queues.as_ref().map(|queues| match lane {
-                Lane::Control => queues.control.clone(),
-                Lane::Bulk => queues.bulk.clone(),
-            })
-        };
-        let Some(sender) = sender else { return on_reply(Err(LinkError::Down)) };
-        {
-            let mut pending = self.pending.lock();
-            if pending.len() >= PENDING {
-                drop(pending);
-                return on_reply(Err(LinkError::Full));
-            }
-            pending.insert(call, on_reply);
-        }
         let envelope = v1::Envelope {
             group: route.group.0,
             from: route.from.0,
@@ -136,7 +120,28 @@ impl Link {
             call,
             body: Some(body),
         };
-        if let Err(refused) = sender.try_send(envelope) {
+        // Held until the call is both pending and queued: `disconnect` clears the queues before it
+        // fails what is pending, so that no call slips in behind it and waits for ever.
+        let queues = self.queues.lock();
+        let Some(open) = queues.as_ref() else {
+            drop(queues);
+            return on_reply(Err(LinkError::Down));
+        };
+        {
+            let mut pending = self.pending.lock();
+            if pending.len() >= PENDING {
+                drop(pending);
+                drop(queues);
+                return on_reply(Err(LinkError::Full));
+            }
+            pending.insert(call, on_reply);
+        }
+        let sent = match lane {
+            Lane::Control => open.control.try_send(envelope),
+            Lane::Bulk => open.bulk.try_send(envelope),
+        };
+        drop(queues);
+        if let Err(refused) = sent {
             let error = match refused {
                 mpsc::error::TrySendError::Full(_) => LinkError::Full,
                 mpsc::error::TrySendError::Closed(_) => LinkError::Down,

@@ -66,6 +66,24 @@ struct Queue {
     bytes: usize,
 }
 
+impl Queue {
+    fn is_full(&self, more: usize) -> bool {
+        self.waiting.len() >= GROUP_QUEUE_OPERATIONS || self.bytes + more > GROUP_QUEUE_BYTES
+    }
+
+    /// Drops what nobody waits for any more, so that it keeps nobody out.
+    fn forget_given_up(&mut self) {
+        let Self { waiting, bytes } = self;
+        waiting.retain(|next| {
+            let alive = next.fate.load(Ordering::Acquire) == QUEUED;
+            if !alive {
+                *bytes -= next.operation.body.len() + OPERATION_OVERHEAD;
+            }
+            alive
+        });
+    }
+}
+
 /// The queue of one group and the task that empties it.
 pub(crate) struct Packer {
     env: Env,
@@ -130,9 +148,10 @@ impl Packer {
         let size = body.len() + OPERATION_OVERHEAD;
         {
             let mut queue = self.queue.lock();
-            if queue.waiting.len() >= GROUP_QUEUE_OPERATIONS
-                || queue.bytes + size > GROUP_QUEUE_BYTES
-            {
+            if queue.is_full(size) {
+                queue.forget_given_up();
+            }
+            if queue.is_full(size) {
                 let refused = Error::refused(ErrorKind::Overloaded);
                 return Err(Error { retry_after_ms: 20, ..refused });
             }

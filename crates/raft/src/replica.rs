@@ -66,6 +66,7 @@ pub(crate) struct ReplicaState {
     /// The read index that makes the state whole once reached; `u64::MAX` while none is known.
     whole_at: AtomicU64,
     halted: watch::Sender<Option<String>>,
+    distrusted: Mutex<Option<String>>,
 }
 
 impl ReplicaState {
@@ -93,6 +94,7 @@ impl ReplicaState {
             whole: AtomicBool::new(false),
             whole_at: AtomicU64::new(u64::MAX),
             halted: watch::Sender::new(None),
+            distrusted: Mutex::new(None),
         }
     }
 
@@ -145,6 +147,14 @@ impl ReplicaState {
     pub(crate) fn vote_before(&self, vote: Vote) -> Option<Vote> {
         let votes = self.votes.lock();
         votes.before.filter(|_| votes.saved == Some(vote))
+    }
+
+    /// Whether a transfer from the leader of `from` may lift this replica's promise in favour of
+    /// `vote`: it is the leader that was promised to, or the request comes a second time.
+    pub(crate) fn may_lift(&self, vote: Vote, from: Option<Vote>) -> bool {
+        let votes = self.votes.lock();
+        let again = votes.saved == Some(vote) && votes.before == from;
+        from.is_some() && (votes.saved == from || again)
     }
 
     pub(crate) fn transfer_asked(&self, from: Vote) {
@@ -202,6 +212,20 @@ impl ReplicaState {
         self.whole.load(Ordering::SeqCst)
     }
 
+    /// A check of the replica's state failed (E6): it answers no reads any more. It goes on voting and
+    /// taking the log, which are not in doubt.
+    pub(crate) fn distrust(&self, reason: &str) {
+        let mut distrusted = self.distrusted.lock();
+        if distrusted.is_none() {
+            tracing::error!(group = %self.group, replica = %self.me, reason, "replica is not trusted");
+            *distrusted = Some(reason.to_owned());
+        }
+    }
+
+    pub(crate) fn distrusted(&self) -> Option<String> {
+        self.distrusted.lock().clone()
+    }
+
     /// The replica stops for a local reason; the first reason is kept.
     pub(crate) fn halt(&self, reason: &str) {
         self.halted.send_if_modified(|halted| {
@@ -216,5 +240,35 @@ impl ReplicaState {
 
     pub(crate) fn halted(&self) -> Option<String> {
         self.halted.borrow().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vote(term: u64, leader: u64, committed: bool) -> Vote {
+        Vote { term, leader: ReplicaId(leader), committed }
+    }
+
+    #[test]
+    fn a_transfer_lifts_the_promise_to_the_leader_that_asked_and_no_other() {
+        use crate::gate::{Core, Lease, Weaken};
+        let span = Duration::from_millis(600);
+        let core = Core::new(ReplicaId(3), Lease { lease: span, silence: span }, Weaken::default());
+        let clock = Clock::real();
+        let gate = Gate::new(core);
+        let replica = ReplicaState::new(GroupId(1), ReplicaId(3), clock, gate, span, false);
+        let (asking, newer, wanted) = (vote(5, 1, true), vote(6, 1, true), vote(6, 2, false));
+        assert!(!replica.may_lift(wanted, Some(asking)), "nothing was promised to it");
+        replica.vote_saved(asking);
+        assert!(replica.may_lift(wanted, Some(asking)));
+        assert!(!replica.may_lift(wanted, None));
+        replica.vote_saved(newer);
+        assert!(!replica.may_lift(wanted, Some(asking)), "another leader was promised to since");
+        replica.vote_saved(wanted);
+        assert!(replica.may_lift(wanted, Some(newer)), "the same request again");
+        assert_eq!(replica.vote_before(wanted), Some(newer));
+        assert_eq!(replica.vote_before(newer), None);
     }
 }

@@ -172,7 +172,7 @@ async fn run_stream(
         tokio::select! {
             biased;
             result = results.next(), if !waiting.is_empty() => {
-                let Some((envelope, vote, last)) = waiting.pop_front() else { return };
+                let Some((envelope, vote, last)) = waiting.pop_front() else { break };
                 let ends = !matches!(result, Some(Ok(Ok(_))));
                 let body = match result {
                     Some(Ok(Ok(id))) => {
@@ -197,22 +197,27 @@ async fn run_stream(
                 };
                 reply(&replies, envelope, body).await;
                 if ends {
-                    for (envelope, _, _) in waiting {
-                        reply(&replies, envelope, failed("the replication stream has ended")).await;
-                    }
-                    return;
+                    break;
                 }
             }
             request = requests.recv() => {
-                let Some((request, envelope)) = request else { return };
+                let Some((request, envelope)) = request else { break };
                 let vote = wal_vote(&request.vote);
                 let last = request.entries.last().map(|e| e.log_id).or(request.prev_log_id);
                 waiting.push_back((envelope, vote, last));
                 if to_raft.send(request).await.is_err() {
-                    return;
+                    break;
                 }
             }
         }
+    }
+    // Every request gets a reply, also those that are void now.
+    requests.close();
+    for (envelope, _, _) in waiting {
+        reply(&replies, envelope, failed("the replication stream has ended")).await;
+    }
+    while let Some((_, envelope)) = requests.recv().await {
+        reply(&replies, envelope, failed("the replication stream has ended")).await;
     }
 }
 
@@ -283,13 +288,18 @@ async fn answer_vote(group: &Arc<Group>, request: v1::VoteRequest) -> Body {
     }
     let Ok(vote) = vote_from_wire(request.vote) else { return refused("malformed vote") };
     let transfer_from = request.transfer_from.and_then(|from| vote_from_wire(Some(from)).ok());
+    let asked = transfer_from.as_ref().map(wal_vote);
+    if request.transfer && !request.pre && !group.replica.may_lift(wal_vote(&vote), asked) {
+        // Before openraft sees it: a vote that it saves ends the promise to the present leader.
+        return refused("the transfer is not from the leader that was promised to");
+    }
     let mut rpc = VoteRequest::new(vote, request.last.map(log_id_from_wire));
     rpc.leadership_transfer = request.transfer;
     let answered =
         if request.pre { group.raft.pre_vote(rpc).await } else { group.raft.vote(rpc).await };
     match answered {
         // A transfer lifts the promise to the leader that asked for it, and to no other: this voter
-        // may have confirmed a newer leader since. The vote is saved; nobody is told of it.
+        // may have confirmed a newer leader while openraft worked. Nobody is told of the vote then.
         Ok(response)
             if request.transfer
                 && !request.pre

@@ -44,6 +44,12 @@ async fn a_power_cut_leaves_the_engine_ahead(weaken: WeakenHost) -> Result<(), H
     cluster.propose(leader, "after", 1, LONG).await.expect("two others work");
     until("all hold it", || cluster.everyone_holds("after", 1)).await;
     assert!((1..=3).all(|node| cluster.register(node, "lost").is_none()));
+
+    // An engine that is lost now cannot be rebuilt from a log that begins late: the replica must say
+    // so instead of building on nothing.
+    cluster.end(1, End::PowerCut).await;
+    let refused = cluster.restart(1, Rows::Lost).await;
+    assert!(matches!(refused, Err(HostError::NeedsRefill { .. })), "{refused:?}");
     Ok(())
 }
 
