@@ -12,14 +12,12 @@
 //!   leader may reuse log ids for other entries.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_engine::{Engine, EngineError};
-use annulus_proto::v1;
 use annulus_runtime::{Env, OnEnd};
-use annulus_types::{ClusterId, GroupId, NodeId, NodeInfo, ReplicaId};
+use annulus_types::{GroupId, NodeId, ReplicaId};
 use annulus_wal::{StreamId, Wal, WalError, Writer};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, Raft, SnapshotPolicy};
@@ -27,126 +25,18 @@ use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
 use crate::book::AddressBook;
-use crate::frames::Sender;
-use crate::gate::{Core, Gate, Lease, Weaken};
+use crate::gate::{Core, Gate, Lease};
 use crate::group::Group;
 use crate::keeper;
 use crate::links::Links;
 use crate::log_store::LogStore;
 use crate::machine::{GroupState, Machine, StateMachine};
 use crate::network::NetworkFactory;
+use crate::options::{BadTiming, Options, WeakenHost};
 use crate::packer::Packer;
 use crate::replica::ReplicaState;
 use crate::snapshot::store::{SnapshotStore, Waits};
 use crate::types::{Seat, Seeded, entry_id};
-
-/// Times that a whole cluster shares. [`Timing::validate`] states how they depend on each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// Between heartbeats of a leader. Default 100 ms.
-    pub heartbeat: Duration,
-    /// Shortest election timeout. Default 400 ms.
-    pub election_min: Duration,
-    /// Longest election timeout, and the lease. Default 600 ms.
-    pub lease: Duration,
-    /// Between pings of a link. Default 100 ms; three misses make a peer suspected.
-    pub ping: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(400),
-            lease: Duration::from_millis(600),
-            ping: Duration::from_millis(100),
-        }
-    }
-}
-
-impl Timing {
-    /// Checks the inequalities.
-    ///
-    /// # Errors
-    /// Names the first that does not hold.
-    pub fn validate(&self) -> Result<(), HostError> {
-        let problem = if self.heartbeat.is_zero() || self.ping.is_zero() {
-            "heartbeat and ping must be above zero"
-        } else if self.heartbeat * 3 > self.election_min {
-            "election-min must be at least three heartbeats"
-        } else if self.election_min >= self.lease {
-            "lease must be above election-min"
-        } else {
-            return Ok(());
-        };
-        Err(HostError::BadOption(problem))
-    }
-}
-
-/// What a host needs to know of its node.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The cluster; frames of others are refused.
-    pub cluster: ClusterId,
-    /// This node.
-    pub info: NodeInfo,
-    /// This folder's life (N1).
-    pub incarnation: u64,
-    /// Counts the starts of the folder's process, and a random id of this one (N1).
-    pub boot: (u64, u64),
-    /// The newest log segment at the start (N1).
-    pub segment: u64,
-    /// Shared times.
-    pub timing: Timing,
-    /// The folder for snapshots on their way. What is in it at the start is removed.
-    pub snapshots: PathBuf,
-    pub(crate) ping: Duration,
-    pub(crate) silent: Duration,
-    pub(crate) reconnect: Duration,
-    pub(crate) connect_timeout: Duration,
-}
-
-impl Options {
-    /// Options with the links' own times derived from `timing`.
-    #[must_use]
-    pub fn new(
-        cluster: ClusterId,
-        info: NodeInfo,
-        incarnation: u64,
-        boot: (u64, u64),
-        segment: u64,
-        timing: Timing,
-        snapshots: PathBuf,
-    ) -> Self {
-        Self {
-            cluster,
-            info,
-            incarnation,
-            boot,
-            segment,
-            timing,
-            snapshots,
-            ping: timing.ping,
-            // Well above suspicion: a reconnection helps only when the connection itself is stuck.
-            silent: timing.ping * 30,
-            reconnect: Duration::from_millis(50),
-            connect_timeout: Duration::from_millis(500),
-        }
-    }
-
-    pub(crate) fn sender(&self) -> Sender {
-        Sender { cluster: self.cluster, node: self.info.id, incarnation: self.incarnation }
-    }
-
-    pub(crate) fn about(&self) -> v1::Ping {
-        v1::Ping {
-            boot_counter: self.boot.0,
-            boot_id: self.boot.1,
-            segment: self.segment,
-            info: Some(v1::NodeInfo::from(&self.info)),
-        }
-    }
-}
 
 /// Why a host or a replica did not start.
 #[derive(Debug, thiserror::Error)]
@@ -163,9 +53,9 @@ pub enum HostError {
     /// Reading the log failed.
     #[error("reading the log: {0}")]
     Io(#[from] std::io::Error),
-    /// A thread could not be started, or a timing inequality does not hold.
+    /// A timing inequality does not hold.
     #[error("{0}")]
-    BadOption(&'static str),
+    BadTiming(#[from] BadTiming),
     /// The replica's log is damaged (L5).
     #[error("{file} is damaged at byte {offset}: {reason}")]
     Damaged {
@@ -210,67 +100,6 @@ pub struct Host {
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     opening: tokio::sync::Mutex<()>,
     weaken: WeakenHost,
-}
-
-/// Rules that a test switches off. Only tests of this crate can make one that differs from none.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct WeakenHost {
-    pub(crate) gate: Weaken,
-    #[cfg(test)]
-    pub(crate) leader_restore: bool,
-    #[cfg(test)]
-    pub(crate) no_quarantine: bool,
-    #[cfg(test)]
-    pub(crate) propose_with_shut_gate: bool,
-    /// L7: leave a log that ends below the engine as it is.
-    #[cfg(test)]
-    pub(crate) keep_log_below_applied: bool,
-    /// N1, N2: obey frames of other clusters and for former replicas.
-    #[cfg(test)]
-    pub(crate) trust_every_frame: bool,
-}
-
-impl WeakenHost {
-    #[cfg(test)]
-    fn leader_restore(self) -> bool {
-        self.leader_restore
-    }
-    #[cfg(not(test))]
-    fn leader_restore(self) -> bool {
-        false
-    }
-    #[cfg(test)]
-    fn no_quarantine(self) -> bool {
-        self.no_quarantine
-    }
-    #[cfg(not(test))]
-    fn no_quarantine(self) -> bool {
-        false
-    }
-    #[cfg(test)]
-    fn propose_with_shut_gate(self) -> bool {
-        self.propose_with_shut_gate
-    }
-    #[cfg(not(test))]
-    fn propose_with_shut_gate(self) -> bool {
-        false
-    }
-    #[cfg(test)]
-    fn keep_log_below_applied(self) -> bool {
-        self.keep_log_below_applied
-    }
-    #[cfg(not(test))]
-    fn keep_log_below_applied(self) -> bool {
-        false
-    }
-    #[cfg(test)]
-    fn trust_every_frame(self) -> bool {
-        self.trust_every_frame
-    }
-    #[cfg(not(test))]
-    fn trust_every_frame(self) -> bool {
-        false
-    }
 }
 
 impl Host {

@@ -24,6 +24,7 @@ mod links;
 mod log_store;
 pub mod machine;
 mod network;
+mod options;
 pub mod packer;
 mod replica;
 mod serve;
@@ -36,8 +37,9 @@ pub use book::AddressBook;
 pub use connect::channel;
 pub use entry::Operation;
 pub use group::{Group, GroupStatus, Member, ReadGrant};
-pub use host::{GroupSpec, Host, HostError, Options, Timing};
+pub use host::{GroupSpec, Host, HostError};
 pub use machine::{Applying, FileSpec, Import, Machine};
+pub use options::{BadTiming, Options, Timing};
 pub use packer::Proposed;
 pub use serve::FrameStream;
 

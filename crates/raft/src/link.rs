@@ -25,7 +25,7 @@ use tonic::transport::Channel;
 use crate::book::AddressBook;
 use crate::connect;
 use crate::frames::{self, Assembler, Lane, Packer};
-use crate::host::Options;
+use crate::options::Options;
 
 /// Requests of one lane that may wait for the link.
 const QUEUE: usize = 1024;

@@ -11,8 +11,8 @@ use tonic::transport::Channel;
 use crate::book::AddressBook;
 use crate::connect;
 use crate::frames::Sender;
-use crate::host::Options;
 use crate::link::Link;
+use crate::options::Options;
 
 /// All peer links of a node.
 pub(crate) struct Links {

@@ -16,7 +16,8 @@ use super::node::{End, GROUP, Rows, TestNode, host_of, info_of, replica_of};
 use super::registers;
 use crate::entry::{EntryBody, MACHINE_VERSION, Operation};
 use crate::group::Group;
-use crate::host::{Host, HostError, WeakenHost};
+use crate::host::{Host, HostError};
+use crate::options::WeakenHost;
 use crate::packer::Proposed;
 use crate::types::Command;
 

@@ -9,7 +9,8 @@ use annulus_types::{Error, ErrorKind};
 
 use super::cluster::{LONG, TestCluster, log_state, ms, pass, until};
 use super::node::{End, Rows, replica_of};
-use crate::host::{HostError, WeakenHost};
+use crate::host::HostError;
+use crate::options::WeakenHost;
 
 /// Whether the replica starts again; if so, it must catch up.
 async fn a_power_cut_leaves_the_engine_ahead(weaken: WeakenHost) -> Result<(), HostError> {

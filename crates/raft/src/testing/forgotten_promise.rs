@@ -6,7 +6,7 @@
 
 use super::cluster::{LONG, TestCluster, ms, pass, until};
 use super::node::{End, Rows};
-use crate::host::{Timing, WeakenHost};
+use crate::options::{Timing, WeakenHost};
 
 /// What was seen of the leader whose only follower started again.
 #[derive(Debug, PartialEq, Eq)]

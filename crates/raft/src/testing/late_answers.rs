@@ -6,7 +6,7 @@
 
 use super::cluster::{LONG, TestCluster, ms, pass, until};
 use crate::gate::Weaken;
-use crate::host::{Timing, WeakenHost};
+use crate::options::{Timing, WeakenHost};
 
 /// What was seen of the leader that was cut off.
 #[derive(Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::cluster::{LONG, TestCluster, ms, pass, until};
 use super::node::{End, Rows};
-use crate::host::WeakenHost;
+use crate::options::WeakenHost;
 
 /// What the three nodes hold in the end.
 async fn registers_after_a_leader_lost_its_tail(weaken: WeakenHost) -> Vec<BTreeMap<String, u64>> {

@@ -16,8 +16,9 @@ use super::process_engine::ProcessEngine;
 use super::registers::{self, Registers};
 use super::server::serve;
 use crate::book::AddressBook;
-use crate::host::{GroupSpec, Host, HostError, Options, Timing, WeakenHost};
+use crate::host::{GroupSpec, Host, HostError};
 use crate::machine::GroupState;
+use crate::options::{Options, Timing, WeakenHost};
 use crate::types::entry_id;
 
 pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);

@@ -7,7 +7,7 @@
 use annulus_types::{Error, ErrorKind};
 
 use super::cluster::{LONG, TestCluster, ms, until};
-use crate::host::WeakenHost;
+use crate::options::WeakenHost;
 
 /// What the caller was told, and whether the operation was found in the end.
 async fn an_operation_meets_a_shut_gate(weaken: WeakenHost) -> (Error, bool) {

@@ -5,7 +5,7 @@
 
 use super::cluster::{LONG, TestCluster, ms, until};
 use crate::gate::Weaken;
-use crate::host::WeakenHost;
+use crate::options::WeakenHost;
 
 /// What the leader answered before it had applied what a follower showed, and after.
 async fn a_leader_is_asked_what_a_follower_showed(weaken: WeakenHost) -> [Option<u64>; 2] {

@@ -12,8 +12,8 @@ use futures_util::stream;
 use super::cluster::{LONG, TestCluster, ms, pass, until};
 use super::node::{CLUSTER, End, GROUP, Rows, info_of, replica_of};
 use crate::connect;
-use crate::host::WeakenHost;
 use crate::machine::GroupState;
+use crate::options::WeakenHost;
 use crate::snapshot::files::Manifest;
 
 /// A cluster in which node 3 is down and the logs of the others begin behind what it has; which of

@@ -15,7 +15,7 @@ use super::cluster::TestCluster;
 use super::node::{CLUSTER, GROUP, info_of, replica_of};
 use crate::connect;
 use crate::frames::Assembler;
-use crate::host::WeakenHost;
+use crate::options::WeakenHost;
 
 /// What node 2 answers to a stranger's envelope; `None` when it ends the link.
 async fn answer(cluster: &TestCluster, from: ClusterId, envelope: v1::Envelope) -> Option<Body> {

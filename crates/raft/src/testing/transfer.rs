@@ -11,7 +11,7 @@ use annulus_types::{ErrorKind, NodeId};
 use super::cluster::{LONG, TestCluster, ms, pass, until};
 use super::node::End;
 use crate::gate::Weaken;
-use crate::host::WeakenHost;
+use crate::options::WeakenHost;
 use crate::types::Seat;
 
 /// Sets one register after another, each until it is acknowledged, wherever it is sent to; returns
