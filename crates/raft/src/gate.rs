@@ -60,6 +60,9 @@ pub(crate) struct Weaken {
     /// R2: do not wait for what followers were told.
     #[cfg(test)]
     pub(crate) ignore_published: bool,
+    /// H3: pay no attention to a leader that says that it resigned.
+    #[cfg(test)]
+    pub(crate) ignore_resignation: bool,
 }
 
 /// Timing that every replica of a cluster shares.
@@ -322,6 +325,14 @@ impl Gate {
     /// R2: raised to the `leader_commit` of every frame before it leaves.
     pub(crate) fn publish(&self, commit: u64) {
         self.published.fetch_max(commit, Ordering::SeqCst);
+    }
+
+    /// Whether a leader's resignation counts: always, but in a test of what it is good for.
+    pub(crate) fn minds_resignation(&self) -> bool {
+        #[cfg(test)]
+        return !self.core.lock().weaken.ignore_resignation;
+        #[cfg(not(test))]
+        true
     }
 
     pub(crate) fn published(&self) -> u64 {

@@ -3,17 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use annulus_proto::v1;
+use annulus_proto::v1::envelope::Body;
 use annulus_runtime::Env;
 use annulus_types::{Error, ErrorKind, GroupId, NodeId, ReplicaId, Role, ServedBy, ShardId};
 use bytes::Bytes;
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver as _;
 
+use crate::frames::Lane;
+use crate::link::Route;
 use crate::links::Links;
 use crate::machine::StateMachine;
 use crate::packer::{Packer, Proposed};
 use crate::replica::ReplicaState;
 use crate::types::TypeConfig;
+
+/// A transfer that shows no successor within this time is made up for (H3).
+const SUCCESSION: Duration = Duration::from_millis(100);
 
 /// A replica of a group on this node. Cheap to clone behind its `Arc`.
 pub struct Group {
@@ -233,7 +240,28 @@ impl Group {
         // From here on nothing is lifted: the act is begun, or the term is over.
         let told = latched && self.raft.trigger().transfer_leader(target.replica.0).await.is_ok();
         self.packer.hold(false);
-        if told { Ok(()) } else { Err(self.not_leader()) }
+        if !told {
+            return Err(self.not_leader());
+        }
+        let mut view = self.replica.gate.watch();
+        let over = view.wait_for(|view| view.leading != Some(vote));
+        if tokio::time::timeout(SUCCESSION, over).await.is_err() {
+            self.call_for_campaigns(vote);
+        }
+        Ok(())
+    }
+
+    /// Tells the other voters that this leadership is given up.
+    fn call_for_campaigns(&self, vote: annulus_wal::Vote) {
+        let from_leader =
+            v1::Vote { term: vote.term, leader: vote.leader.0, committed: vote.committed };
+        for member in self.status().members.into_iter().filter(|member| member.voter) {
+            let Some(link) = self.links.find(member.node) else { continue };
+            let route = Route { group: self.id(), from: self.replica(), to: member.replica };
+            let body = Body::Campaign(v1::Campaign { from_leader: Some(from_leader) });
+            // Who does not hear it campaigns by its own timers.
+            link.call(route, Lane::Control, body, Box::new(drop));
+        }
     }
 
     /// Waits until `replica` has flushed the leader's whole log. Cancel-safe.

@@ -1,7 +1,7 @@
 //! Small chores of every node: early elections, quick reconnection, and making replicas whole.
 //!
 //! *Elections* (R1 a). openraft's own timers find a dead leader after the lease plus up to another
-//! election timeout. When the leader's node is suspected (its link broke, or three pings went
+//! election timeout. When the leader said that it resigned (H3), or its node is suspected (its link broke, or three pings went
 //! unanswered), replicas campaign from one lease after they last accepted a leader's frame, plus
 //! 50 ms times their rank, every 50 ms until a leader's frame is accepted. After any vote was saved
 //! they pause 300 ms: an election is under way, and rivals would raise the term over each other for
@@ -99,7 +99,7 @@ fn must_campaign(host: &Host, group: &Group) -> bool {
     let Some(heard) = replica.heard() else { return false };
     let seats = replica.seats();
     let Some(leader) = seats.get(&heard.vote.leader) else { return false };
-    if !host.links.is_suspected(*leader, now) {
+    if !host.links.is_suspected(*leader, now) && !replica.has_resigned(heard) {
         return false;
     }
     let rivals = seats.keys().filter(|id| **id != heard.vote.leader);

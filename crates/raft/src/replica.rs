@@ -55,6 +55,7 @@ pub(crate) struct ReplicaState {
     pub(crate) gate: Gate,
     lease: Duration,
     heard: Mutex<Option<Heard>>,
+    resigned: Mutex<Option<Vote>>,
     votes: Mutex<Votes>,
     /// The leader's vote of the last transfer that named this replica.
     transfer_from: Mutex<Option<Vote>>,
@@ -86,6 +87,7 @@ impl ReplicaState {
             gate,
             lease,
             heard: Mutex::new(None),
+            resigned: Mutex::new(None),
             votes: Mutex::new(Votes::default()),
             transfer_from: Mutex::new(None),
             applied: watch::Sender::new(AppliedAt::default()),
@@ -105,6 +107,16 @@ impl ReplicaState {
 
     pub(crate) fn leader_heard(&self, vote: Vote) {
         *self.heard.lock() = Some(Heard { at: self.clock.boot(), vote });
+    }
+
+    /// The leader of this vote said that it gave its leadership up.
+    pub(crate) fn leader_resigned(&self, vote: Vote) {
+        *self.resigned.lock() = Some(vote);
+    }
+
+    /// Whether the leader heard last has given its leadership up.
+    pub(crate) fn has_resigned(&self, heard: Heard) -> bool {
+        *self.resigned.lock() == Some(heard.vote) && self.gate.minds_resignation()
     }
 
     pub(crate) fn heard(&self) -> Option<Heard> {

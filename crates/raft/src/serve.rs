@@ -241,6 +241,12 @@ async fn answer(group: &Arc<Group>, body: Body) -> Body {
         Body::Append(request) => answer_append(group, request).await,
         Body::Vote(request) => answer_vote(group, request).await,
         Body::Transfer(request) => answer_transfer(group, request).await,
+        Body::Campaign(request) => {
+            if let Ok(vote) = vote_from_wire(request.from_leader) {
+                group.replica.leader_resigned(wal_vote(&vote));
+            }
+            Body::CampaignReply(v1::Plain {})
+        }
         Body::ReadIndex(v1::ReadIndexRequest {}) => {
             let limit = Duration::from_secs(1);
             let index = match group.replica.gate.view().leading {

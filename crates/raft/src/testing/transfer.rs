@@ -5,6 +5,7 @@
 //! and who waited is sent on.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use annulus_types::{ErrorKind, NodeId};
 
@@ -105,4 +106,31 @@ async fn a_leader_that_stops_hands_over_to_a_voter_that_it_can_reach() {
     cluster.host(1).hand_over(LONG).await;
     until("node 3 leads", || cluster.gate_is_open(3)).await;
     cluster.propose(3, "x", 1, LONG).await.expect("nodes 1 and 3 are a majority");
+}
+
+/// How long after a transfer that goes nowhere another leads, in simulated time.
+async fn nobody_takes_over(weaken: WeakenHost) -> Duration {
+    let cluster = Box::pin(TestCluster::new(3, 71, weaken)).await;
+    cluster.propose(1, "x", 1, LONG).await.expect("the cluster works");
+    until("all hold it", || cluster.everyone_holds("x", 1)).await;
+    pass(ms(20)).await;
+    // The one that is meant to take over never hears of it, and nobody hears of it.
+    cluster.silence(1, 2);
+    cluster.silence(2, 3);
+    cluster.silence(2, 1);
+    let clock = cluster.group(1).env.clock.clone();
+    let began = clock.boot();
+    cluster.group(1).transfer(NodeId(2), ms(100)).await.expect("everything is there already");
+    until("node 3 is elected", || cluster.leads(3)).await;
+    clock.boot().since(began)
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_no_successor_shows_the_voters_campaign_as_soon_as_they_may() {
+    let told = Box::pin(nobody_takes_over(WeakenHost::default())).await;
+    let gate = Weaken { ignore_resignation: true, ..Weaken::default() };
+    let weaken = WeakenHost { gate, ..WeakenHost::default() };
+    let not_told = Box::pin(nobody_takes_over(weaken)).await;
+    assert!(told < ms(800), "one lease and the steps between two ranks, not {told:?}");
+    assert!(told + ms(200) < not_told, "{not_told:?} by openraft's own timers");
 }
