@@ -226,20 +226,19 @@ impl Group {
             let reason = format!("no link to node {to}");
             return Err(Error::refused(ErrorKind::NotReady { reason }));
         }
-        self.packer.hold(true);
+        let held = self.packer.hold();
         let ready = tokio::time::timeout(limit, async {
             self.packer.idle().await;
             self.wait_flushed(target.replica).await;
         });
         if ready.await.is_err() {
-            self.packer.hold(false);
             return Err(Error::refused(ErrorKind::NoQuorum));
         }
         let latched =
             self.replica.gate.change(|core| core.view().leading == Some(vote) && core.latch());
         // From here on nothing is lifted: the act is begun, or the term is over.
         let told = latched && self.raft.trigger().transfer_leader(target.replica.0).await.is_ok();
-        self.packer.hold(false);
+        drop(held);
         if !told {
             return Err(self.not_leader());
         }

@@ -84,6 +84,16 @@ impl Queue {
     }
 }
 
+/// New proposals are held back while this lives.
+pub(crate) struct Held<'a>(&'a Packer);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.held.store(false, Ordering::SeqCst);
+        self.0.wake.notify_one();
+    }
+}
+
 /// The queue of one group and the task that empties it.
 pub(crate) struct Packer {
     env: Env,
@@ -119,10 +129,10 @@ impl Packer {
         }
     }
 
-    /// Holds new proposals back, or lets them go on.
-    pub(crate) fn hold(&self, held: bool) {
-        self.held.store(held, Ordering::SeqCst);
-        self.wake.notify_one();
+    /// Holds new proposals back until the guard is dropped, also by a caller that is cancelled.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        self.held.store(true, Ordering::SeqCst);
+        Held(self)
     }
 
     /// Waits until no entry is on its way. Cancel-safe.

@@ -108,6 +108,17 @@ async fn a_leader_that_stops_hands_over_to_a_voter_that_it_can_reach() {
     cluster.propose(3, "x", 1, LONG).await.expect("nodes 1 and 3 are a majority");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_transfer_that_is_given_up_holds_nobody_back() {
+    let cluster = Box::pin(TestCluster::new(3, 73, WeakenHost::default())).await;
+    cluster.stall_disk(2, true);
+    cluster.propose(1, "x", 1, LONG).await.expect("nodes 1 and 3 are a majority");
+    let group = cluster.group(1);
+    let transfer = tokio::time::timeout(ms(50), group.transfer(NodeId(2), LONG));
+    assert!(transfer.await.is_err(), "node 2 has not flushed everything");
+    cluster.propose(1, "y", 1, ms(500)).await.expect("node 1 leads as before");
+}
+
 /// How long after a transfer that goes nowhere another leads, in simulated time.
 async fn nobody_takes_over(weaken: WeakenHost) -> Duration {
     let cluster = Box::pin(TestCluster::new(3, 71, weaken)).await;
