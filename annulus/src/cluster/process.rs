@@ -57,6 +57,20 @@ impl Process {
         line.split(|byte| *byte == 0).skip(1).eq(self.args.iter().map(String::as_bytes))
     }
 
+    /// Waits until a process that was just started shows its command line, a second at most. The
+    /// kernel lets the parent go on a moment earlier: who asked then would not know its own child,
+    /// and a signal would not be sent.
+    fn wait_for_command_line(&self) {
+        for _ in 0..1000 {
+            let is_blank = kernel_says(self.pid, "cmdline").is_some_and(|line| line.is_empty());
+            let has_ended = || kernel_says(self.pid, "stat").is_none_or(|s| only_waited_for(&s));
+            if !is_blank || has_ended() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Whether nothing of it holds a file or a port any more.
     fn is_gone(&self) -> bool {
         match kernel_says(self.pid, "cmdline") {
@@ -128,7 +142,9 @@ pub fn start_child(
     let pid = child.id().with_context(|| {
         format!("it ended at once; the end of its log:\n{}", log_tail(disk, log))
     })?;
-    Ok((child, Process { pid, args }))
+    let process = Process { pid, args };
+    process.wait_for_command_line();
+    Ok((child, process))
 }
 
 /// Sends `first` to all, waits `limit` for their end, kills those that are left, and waits for them
@@ -235,6 +251,15 @@ mod tests {
         assert_eq!(ended, Ended::default());
         assert!(process.is_gone());
         assert!(!child.wait().await.unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_child_is_known_from_the_moment_that_it_was_started() {
+        let dir = tempfile::tempdir().unwrap();
+        for turn in 0..300 {
+            let (_child, process) = sleeper(dir.path());
+            assert!(process.is_running(), "child {turn}");
+        }
     }
 
     #[tokio::test]
