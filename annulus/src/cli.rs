@@ -9,6 +9,7 @@ use crate::config::{Config, Flags};
 use crate::node::Node;
 use crate::{debug, demo, dev, init, logs};
 use annulus_runtime::Env;
+use annulus_types::NodeId;
 
 /// A sharded, replicated key-value store.
 #[derive(Debug, Parser)]
@@ -128,7 +129,7 @@ fn config(what: ConfigCommand) -> ExitCode {
 
 /// Runs one node until SIGTERM, SIGINT, or the end of a vital part.
 async fn start(config: Config) -> u8 {
-    logs::begin(config.log_format);
+    logs::begin(config.log_format, NodeId(config.node_id));
     match serve(config).await {
         Ok(code) => code,
         Err(error) => {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use annulus_client::{Client, Consistency, ErrorKind, MayHaveApplied, NodeId};
+use annulus_client::{Client, Consistency, ErrorKind, MayHaveApplied, Mode, NodeId, ServedBy};
 use annulus_harness::checkers::acknowledged;
 use annulus_harness::cluster::Cluster;
 use annulus_harness::process::wait_until;
@@ -156,4 +156,28 @@ async fn a_stopped_node_hands_over_and_bad_input_is_told_apart() {
     let deleted = client.delete("k").deadline(LONG).await.unwrap();
     assert_eq!(deleted.version.0, 0);
     assert_eq!(get(&client, "k").await, None);
+}
+
+#[tokio::test]
+async fn strict_reads_at_every_replica_see_what_was_acknowledged() {
+    let cluster = Cluster::start(program(), 3, "strict").await.unwrap();
+    let client = cluster.client().await.unwrap();
+    for turn in 0..20 {
+        let value = format!("value-{turn}");
+        put(&client, "k", &value).await;
+        let mut roles = BTreeMap::new();
+        for node in 1..=3 {
+            let read = client.get("k").strict(true).from_node(NodeId(node)).deadline(LONG);
+            let found = read.await.unwrap();
+            assert_eq!(found.value.as_deref(), Some(value.as_bytes()), "node {node}");
+            let receipt = found.receipt;
+            assert_eq!(
+                (receipt.mode, receipt.served_by),
+                (Mode::Linearizable, ServedBy::ReadIndex)
+            );
+            assert!(receipt.staleness_bound_us.is_some());
+            *roles.entry(format!("{:?}", receipt.role)).or_insert(0) += 1;
+        }
+        assert_eq!(roles, BTreeMap::from([("Follower".to_owned(), 2), ("Leader".to_owned(), 1)]));
+    }
 }

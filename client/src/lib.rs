@@ -62,8 +62,8 @@ mod routes;
 /// The state of the cluster as [`Client::status`] returns it.
 pub use annulus_proto::v1::StatusReply;
 pub use annulus_types::{
-    ClusterId, Consistency, Error, ErrorKind, MayHaveApplied, NodeId, Receipt, Revision,
-    RoutingTable,
+    ClusterId, Consistency, Error, ErrorKind, MayHaveApplied, Mode, NodeId, Receipt, Revision,
+    Role, RoutingTable, ServedBy,
 };
 pub use calls::{Cas, Delete, Found, Get, Put, Written};
 pub use client::{Builder, Client};

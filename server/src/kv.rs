@@ -155,7 +155,7 @@ impl KvService {
                 let grant = group.read_grant(header.strict, limit).await?;
                 Receipt {
                     mode: Mode::Linearizable,
-                    role: Role::Leader,
+                    role: grant.role,
                     served_by: grant.served_by,
                     term: grant.term,
                     staleness_bound_us: grant.staleness_bound_us,

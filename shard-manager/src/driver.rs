@@ -123,7 +123,7 @@ impl Driver {
         match tokio::time::timeout(PUSH_LIMIT, client.push(request)).await {
             Ok(Ok(reply)) => Some(TableVersion(reply.into_inner().table_version)),
             Ok(Err(status)) => {
-                tracing::info!(node = %id, why = status.message(), "a node refused the table");
+                tracing::info!(peer = %id, why = status.message(), "a node refused the table");
                 None
             }
             Err(_) => None,

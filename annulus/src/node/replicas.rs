@@ -162,16 +162,16 @@ async fn propose_shards(table: &RoutingTable, missing: &[&ShardRoute], group: &G
     let Ok(count) = u16::try_from(MICRO_SLICES as usize / table.shards.len().max(1)) else {
         return;
     };
-    let creations = missing.iter().map(|shard| {
+    let creations = missing.iter().map(|shard| async {
         let first = u16::try_from(shard.slice).unwrap_or(u16::MAX).saturating_mul(count);
         let op = Op::Create { first, count, epoch: shard.epoch };
-        group.propose(shard.id, op.encode(), Duration::from_secs(2))
-    });
-    for created in futures_util::future::join_all(creations).await {
-        if let Err(error) = created {
-            tracing::info!(group = %group.id(), %error, "a shard is not created yet");
-            return;
+        let created = group.propose(shard.id, op.encode(), Duration::from_secs(2)).await;
+        if let Err(error) = &created {
+            tracing::info!(group = %group.id(), shard = %shard.id, %error, "a shard is not created yet");
         }
-    }
-    tracing::info!(group = %group.id(), "shards created");
+        created.is_ok()
+    });
+    let created = futures_util::future::join_all(creations).await;
+    let shards = created.iter().filter(|created| **created).count();
+    tracing::info!(group = %group.id(), shards, "shards created");
 }

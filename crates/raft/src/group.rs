@@ -37,6 +37,8 @@ pub struct Group {
 pub struct ReadGrant {
     /// What vouches for it.
     pub served_by: ServedBy,
+    /// This replica's part when it was granted.
+    pub role: Role,
     /// The term in which it was granted.
     pub term: u64,
     /// The data is no older than this, microseconds; `None` when it cannot be told any more.
@@ -134,10 +136,12 @@ impl Group {
     }
 
     /// Waits until a linearizable read may look at local state (R1, R2), `limit` at most. With
-    /// `strict` a confirmation round that begins after the call must vouch for it. Cancel-safe.
+    /// `strict` a confirmation round that begins after the call must vouch for it; a replica that
+    /// does not lead asks its leader for one, and answers strict reads only. Cancel-safe.
     ///
     /// # Errors
-    /// `NotLeader` at once when this replica does not lead; `NoQuorum` at the limit.
+    /// `NotLeader` at once when this replica does not lead and the read is not strict, or no leader
+    /// answers it; `NoQuorum` at the limit.
     pub async fn read_grant(&self, strict: bool, limit: Duration) -> Result<ReadGrant, Error> {
         self.check_trusted()?;
         match tokio::time::timeout(limit, self.grant(strict)).await {
@@ -149,7 +153,9 @@ impl Group {
     async fn grant(&self, strict: bool) -> Result<ReadGrant, Error> {
         let gate = &self.replica.gate;
         let view = gate.view();
-        let Some(vote) = view.leading else { return Err(self.not_leader()) };
+        let Some(vote) = view.leading else {
+            return if strict { self.grant_of_leader().await } else { Err(self.not_leader()) };
+        };
         if !strict && gate.is_open(self.env.clock.boot()) {
             // R2: loaded after the request arrived; whatever any follower was told is in it.
             self.replica.wait_applied(gate.published()).await;
@@ -157,6 +163,41 @@ impl Group {
         }
         self.strict_index(vote).await?;
         Ok(self.granted(ServedBy::ReadIndex, vote.term))
+    }
+
+    /// A strict read at a follower: what the leader vouches for, applied here.
+    async fn grant_of_leader(&self) -> Result<ReadGrant, Error> {
+        let asked = self.env.clock.boot();
+        let Some(index) = self.ask_leader().await else { return Err(self.not_leader()) };
+        self.replica.wait_applied(index).await;
+        let age = self.env.clock.boot().since(asked);
+        let (role, term) = self.role();
+        Ok(ReadGrant {
+            served_by: ServedBy::ReadIndex,
+            role,
+            term,
+            staleness_bound_us: Some(u64::try_from(age.as_micros()).unwrap_or(u64::MAX)),
+        })
+    }
+
+    /// A read index of the leader, from a round that began after the call; `None` when no leader is
+    /// known or it does not vouch. Cancel-safe.
+    pub(crate) async fn ask_leader(&self) -> Option<u64> {
+        if let Some(vote) = self.replica.gate.view().leading {
+            return self.strict_index(vote).await.ok();
+        }
+        let (leader, node) = self.replica.believed_leader()?;
+        let link = self.links.find(node)?;
+        let route = Route { group: self.id(), from: self.replica(), to: leader };
+        let (answered, answer) = tokio::sync::oneshot::channel();
+        let request = Body::ReadIndex(v1::ReadIndexRequest {});
+        // Who asked may have given up.
+        let on_reply = Box::new(move |reply| drop(answered.send(reply)));
+        link.call(route, Lane::Control, request, on_reply);
+        match answer.await {
+            Ok(Ok(Body::ReadIndexReply(v1::ReadIndexReply { index }))) => index,
+            _ => None,
+        }
     }
 
     /// R1 d: load the index, then a quorum of confirms of `vote` whose frames left after that, then
@@ -205,7 +246,7 @@ impl Group {
         let horizon = self.replica.gate.view().horizon;
         let now = self.env.clock.boot();
         let staleness_bound_us = horizon.map(|horizon| now.0.saturating_sub(horizon.0));
-        ReadGrant { served_by, term, staleness_bound_us }
+        ReadGrant { served_by, role: Role::Leader, term, staleness_bound_us }
     }
 
     /// Hands leadership to the voter on `to` (H3). Before the act proposals are held back until the

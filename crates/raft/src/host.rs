@@ -35,8 +35,9 @@ use crate::network::NetworkFactory;
 use crate::options::{BadTiming, Options, WeakenHost};
 use crate::packer::Packer;
 use crate::replica::ReplicaState;
-use crate::snapshot::store::{SnapshotStore, Waits};
+use crate::snapshot::store::SnapshotStore;
 use crate::types::{Seat, Seeded, entry_id};
+use crate::waits::Waits;
 
 /// Why a host or a replica did not start.
 #[derive(Debug, thiserror::Error)]
@@ -385,6 +386,9 @@ impl Host {
         let raft = group.raft.clone();
         self.env.tasks.spawn("packer", OnEnd::StopNode, packer.run(raft));
 
+        let leading = Arc::clone(group);
+        self.env.tasks.spawn("leadership log", OnEnd::Ignore, tell_leadership(leading));
+
         let watched = Arc::clone(group);
         self.env.tasks.spawn("group supervisor", OnEnd::Ignore, async move {
             let mut metrics = watched.raft.metrics();
@@ -457,5 +461,26 @@ impl Host {
             let _ = group.raft.shutdown().await;
         }
         self.wal.close();
+    }
+}
+
+/// Logs when this replica begins and ceases to lead.
+async fn tell_leadership(group: Arc<Group>) {
+    let (replica, id) = (group.replica(), group.id());
+    let mut gate = group.replica.gate.watch();
+    let mut led = None;
+    loop {
+        let leading = gate.borrow_and_update().leading.map(|vote| vote.term);
+        if leading != led {
+            match (led, leading) {
+                (_, Some(term)) => tracing::info!(group = %id, %replica, term, "leads"),
+                (Some(term), None) => tracing::info!(group = %id, %replica, term, "leads no more"),
+                (None, None) => {}
+            }
+            led = leading;
+        }
+        if gate.changed().await.is_err() {
+            return;
+        }
     }
 }

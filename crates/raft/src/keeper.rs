@@ -17,15 +17,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_proto::v1;
-use annulus_proto::v1::envelope::Body;
 use annulus_runtime::OnEnd;
-use annulus_types::{GroupId, NodeId};
+use annulus_types::NodeId;
 
-use crate::frames::Lane;
 use crate::group::Group;
 use crate::host::Host;
-use crate::link::Route;
 
 /// Between two looks at every group, and between two tries of one campaign.
 const TICK: Duration = Duration::from_millis(50);
@@ -110,29 +106,11 @@ fn must_campaign(host: &Host, group: &Group) -> bool {
 }
 
 fn ask_read_index(host: &Arc<Host>, group: &Arc<Group>) {
-    let Some((leader, node)) = group.replica.believed_leader() else { return };
-    if leader == group.replica.me {
-        let group = Arc::clone(group);
-        let limit = host.options.timing.lease;
-        host.env.tasks.spawn("own read index", OnEnd::Ignore, async move {
-            let Some(vote) = group.replica.gate.view().leading else { return };
-            if let Ok(Ok(index)) = tokio::time::timeout(limit, group.strict_index(vote)).await {
-                group.replica.set_whole_at(index);
-            }
-        });
-        return;
-    }
-    let Some(link) = host.links.find(node) else { return };
-    let route = Route { group: GroupId(group.id().0), from: group.replica.me, to: leader };
-    let replica = Arc::clone(&group.replica);
-    link.call(
-        route,
-        Lane::Control,
-        Body::ReadIndex(v1::ReadIndexRequest {}),
-        Box::new(move |reply| {
-            if let Ok(Body::ReadIndexReply(v1::ReadIndexReply { index: Some(index) })) = reply {
-                replica.set_whole_at(index);
-            }
-        }),
-    );
+    let group = Arc::clone(group);
+    let limit = host.options.timing.lease;
+    host.env.tasks.spawn("read index", OnEnd::Ignore, async move {
+        if let Ok(Some(index)) = tokio::time::timeout(limit, group.ask_leader()).await {
+            group.replica.set_whole_at(index);
+        }
+    });
 }

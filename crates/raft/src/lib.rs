@@ -32,6 +32,7 @@ mod snapshot;
 #[cfg(test)]
 mod testing;
 mod types;
+mod waits;
 
 pub use book::AddressBook;
 pub use connect::channel;

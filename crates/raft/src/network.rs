@@ -357,8 +357,8 @@ impl NetSnapshot<TypeConfig> for PeerClient {
             sent = Box::pin(errand.run(snapshot.snapshot)) => sent,
         };
         sent.map(SnapshotResponse::new).map_err(|error| {
-            let (node, replica) = (self.node, self.target);
-            tracing::info!(%group, %node, %replica, reason = %error, "a snapshot was not sent");
+            let (peer, replica) = (self.node, self.target);
+            tracing::info!(%group, %peer, %replica, reason = %error, "a snapshot was not sent");
             // openraft tries again after a pause.
             StreamingError::Unreachable(Unreachable::new(&error))
         })

@@ -21,19 +21,12 @@ use annulus_runtime::Disk;
 use annulus_types::GroupId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::waits::Waits;
+
 /// Groups whose views may be held at once (E2).
 const PICTURES: usize = 2;
 /// Snapshots that may be on their way in at once.
 const RECEPTIONS: usize = 2;
-
-/// Where work that waits on a disk is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waits {
-    /// On threads that are there for it.
-    Aside,
-    /// In the task that asks: in a simulation, whose time no thread may share.
-    Inline,
-}
 
 /// See the module.
 pub(crate) struct SnapshotStore {
@@ -82,18 +75,7 @@ impl SnapshotStore {
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        match self.waits {
-            Waits::Aside => match tokio::task::spawn_blocking(work).await {
-                Ok(done) => done,
-                Err(error) => Err(io::Error::other(error)),
-            },
-            Waits::Inline => {
-                let done = work();
-                // Others have their turn between two pieces of work.
-                tokio::task::yield_now().await;
-                done
-            }
-        }
+        self.waits.run(work).await
     }
 
     pub(crate) fn disk(&self) -> Arc<dyn Disk> {

@@ -18,8 +18,9 @@ use crate::gate::{Core, Gate, Lease, Weaken};
 use crate::log_store::LogStore;
 use crate::machine::StateMachine;
 use crate::replica::ReplicaState;
-use crate::snapshot::store::{SnapshotStore, Waits};
+use crate::snapshot::store::SnapshotStore;
 use crate::types::TypeConfig;
+use crate::waits::Waits;
 
 type Suite = openraft::testing::log::Suite<TypeConfig, LogStore, StateMachine, Stores, ()>;
 

@@ -8,8 +8,9 @@ use annulus_runtime::{Random, SimDisk};
 use annulus_types::NodeId;
 
 use super::*;
-use crate::snapshot::store::{SnapshotStore, Waits};
+use crate::snapshot::store::SnapshotStore;
 use crate::types::{LeaderId, Membership, Seat, StoredMembership};
+use crate::waits::Waits;
 
 const MANIFEST_BYTES: &str = concat!(
     "011c2de073000000000000000500000055010100000000000001f401000000000000000200000000000000",
