@@ -150,7 +150,9 @@ async fn serve(config: Config) -> anyhow::Result<u8> {
     let node = Node::start(env.clone(), config).await?;
     let info = node.info();
     tracing::info!(
-        node = %info.id, addr = info.addr, peer = info.peer_addr, http = info.http_addr,
+        addr = info.addr,
+        peer = info.peer_addr,
+        http = info.http_addr,
         "node is listening"
     );
     let (reason, code) = tokio::select! {

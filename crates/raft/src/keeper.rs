@@ -7,6 +7,9 @@
 //! they pause 300 ms: an election is under way, and rivals would raise the term over each other for
 //! ever. What openraft calls the current leader is no evidence: it goes on naming a dead one.
 //!
+//! *Links*. Suspicion needs a link: every node that shares a group with this one gets one, also while
+//! its replicas have nothing to say to it.
+//!
 //! *Backoff*. openraft waits up to a second before it tries an unreachable follower again; when a link
 //! comes up, leaders are told to try at once.
 //!
@@ -47,6 +50,10 @@ pub(crate) fn spawn(host: &Arc<Host>) {
             }
             linked = up;
             for group in host.groups() {
+                for node in group.replica.seats().values() {
+                    // Made now if it is new.
+                    drop(host.links.find(*node));
+                }
                 let view = group.replica.gate.view();
                 let in_doubt = turn.is_multiple_of(20) && group.replica.distrusted().is_some();
                 if in_doubt && view.leading.is_some() && !view.latched {

@@ -24,6 +24,7 @@ mod forgotten_promise;
 mod late_answers;
 mod lost_tail;
 mod openraft_suite;
+mod restarted;
 mod shut_gate;
 mod slow_leader;
 mod snapshot;

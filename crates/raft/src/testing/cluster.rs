@@ -86,7 +86,7 @@ impl TestCluster {
         self.nodes.get(&number).expect("a node of the cluster")
     }
 
-    fn is_meshed(&self) -> bool {
+    pub(super) fn is_meshed(&self) -> bool {
         self.nodes.keys().all(|from| {
             let mut others = self.nodes.keys().filter(|to| *to != from);
             others.all(|to| self.host(*from).is_linked(NodeId(*to)))

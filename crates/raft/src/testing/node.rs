@@ -129,9 +129,11 @@ impl TestNode {
         let listener =
             env.network.listen(addr_of(self.number)).await.expect("the former process is gone");
         env.tasks.spawn("peer server", OnEnd::Ignore, serve(listener, Arc::clone(&host)));
-        // A link is made when it is first needed; the services of a whole node need it at once.
-        for other in everyone {
-            drop(host.links.find(other.id));
+        // Links come with the groups; a first group is born when all are up.
+        if self.boots == 1 {
+            for other in everyone {
+                drop(host.links.find(other.id));
+            }
         }
         self.process = Some(Process { host, disk, engine });
     }
