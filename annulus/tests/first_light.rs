@@ -10,6 +10,7 @@ use annulus_client::{Client, Consistency, ErrorKind, MayHaveApplied, Mode, NodeI
 use annulus_harness::checkers::acknowledged;
 use annulus_harness::cluster::Cluster;
 use annulus_harness::process::wait_until;
+use annulus_runtime::Env;
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -179,5 +180,33 @@ async fn strict_reads_at_every_replica_see_what_was_acknowledged() {
             *roles.entry(format!("{:?}", receipt.role)).or_insert(0) += 1;
         }
         assert_eq!(roles, BTreeMap::from([("Follower".to_owned(), 2), ("Leader".to_owned(), 1)]));
+    }
+}
+
+#[tokio::test]
+async fn a_generic_tool_finds_the_services_of_a_node() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    use tonic_reflection::pb::v1::{ServerReflectionRequest, ServiceResponse};
+
+    let cluster = Cluster::start(program(), 1, "reflection").await.unwrap();
+    let env = Env::real().unwrap();
+    let channel = annulus_raft::channel(&env, &cluster.endpoint(1)).await.unwrap();
+    let asked = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut client = ServerReflectionClient::new(channel);
+    let answers = client.server_reflection_info(tokio_stream::once(asked)).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(listed)) = answer.message_response else {
+        panic!("{answer:?}");
+    };
+    let names: Vec<String> =
+        listed.service.into_iter().map(|ServiceResponse { name }| name).collect();
+    for name in ["annulus.v1.Kv", "annulus.v1.Routes", "annulus.v1.Admin", "grpc.health.v1.Health"]
+    {
+        assert!(names.iter().any(|listed| listed == name), "{name} is not among {names:?}");
     }
 }

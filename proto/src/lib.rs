@@ -16,6 +16,9 @@ pub mod v1 {
     tonic::include_proto!("annulus.v1");
 }
 
+/// All files of the contract as an encoded `FileDescriptorSet`, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// The protocol version spoken on peer links.
 pub const PROTOCOL: u32 = 1;
 /// The oldest protocol version understood on peer links.

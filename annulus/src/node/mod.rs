@@ -143,7 +143,7 @@ impl Node {
             manager: Mutex::new(None),
             drives: AtomicBool::new(false),
         });
-        node.serve(client, peer, http, health_service);
+        node.serve(client, peer, http, health_service)?;
         if !identity.cluster.is_unborn() {
             let _changing = node.changing.lock().await;
             node.begin(identity.cluster).await?;
@@ -167,7 +167,7 @@ impl Node {
         peer: Arc<dyn Listener>,
         http: Arc<dyn Listener>,
         health: HealthServer<impl Health>,
-    ) {
+    ) -> Result<(), tonic_reflection::server::Error> {
         use annulus_proto::v1::admin_server::AdminServer;
         use annulus_proto::v1::kv_server::KvServer;
         use annulus_proto::v1::peer_server::PeerServer;
@@ -177,6 +177,10 @@ impl Node {
             .max_encoding_message_size(DECODE_BYTES);
         let routes = RoutesServer::new(RoutesService::new(Arc::clone(&self.serving)));
         let admin = AdminServer::new(admin::AdminService(Arc::clone(self)));
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(annulus_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
         let peers = PeerServer::new(peer::PeerService(Arc::clone(self)))
             .max_decoding_message_size(DECODE_BYTES)
             .max_encoding_message_size(DECODE_BYTES);
@@ -186,7 +190,8 @@ impl Node {
             .add_service(kv)
             .add_service(routes)
             .add_service(admin)
-            .add_service(health);
+            .add_service(health)
+            .add_service(reflection);
         self.run_server("client server", client, clients);
         let peers = tonic::transport::Server::builder()
             .initial_stream_window_size(4 * 1024 * 1024)
@@ -195,6 +200,7 @@ impl Node {
         self.run_server("peer server", peer, peers);
         let page = http::run(Arc::clone(self), http);
         self.env.tasks.spawn("http server", OnEnd::StopNode, page);
+        Ok(())
     }
 
     fn run_server(
