@@ -51,7 +51,10 @@ impl Process {
     /// Whether it runs: neither gone nor on its way.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        let Some(line) = kernel_says(self.pid, "cmdline") else { return false };
+        kernel_says(self.pid, "cmdline").is_some_and(|line| self.is_shown_by(&line))
+    }
+
+    fn is_shown_by(&self, line: &[u8]) -> bool {
         // Every word ends in a zero byte.
         let Some(line) = line.strip_suffix(b"\0") else { return false };
         line.split(|byte| *byte == 0).skip(1).eq(self.args.iter().map(String::as_bytes))
@@ -73,13 +76,16 @@ impl Process {
 
     /// Whether nothing of it holds a file or a port any more.
     fn is_gone(&self) -> bool {
-        match kernel_says(self.pid, "cmdline") {
+        self.is_gone_by(|what| kernel_says(self.pid, what))
+    }
+
+    /// Judges one look at the command line: between two it may end, and would seem to be another.
+    fn is_gone_by(&self, mut says: impl FnMut(&str) -> Option<Vec<u8>>) -> bool {
+        match says("cmdline") {
             None => true,
             // Empty from the time when its memory went.
-            Some(line) if line.is_empty() => {
-                kernel_says(self.pid, "stat").is_none_or(|stat| only_waited_for(&stat))
-            }
-            Some(_) => !self.is_running(),
+            Some(line) if line.is_empty() => says("stat").is_none_or(|stat| only_waited_for(&stat)),
+            Some(line) => !self.is_shown_by(&line),
         }
     }
 
@@ -269,6 +275,19 @@ mod tests {
         // Sent and never acted upon: `sleep` ignores nothing, but this signal does nothing to it.
         let ended = end(std::slice::from_ref(&process), Signal::CONT, Duration::ZERO).await;
         assert_eq!(ended, Ended { killed: 1, left: 0 });
+    }
+
+    #[test]
+    fn a_process_that_ends_between_two_looks_is_not_gone_yet() {
+        let process = Process { pid: 7, args: vec!["600".to_owned()] };
+        let mut lines = vec![Vec::new(), b"sleep\x00600\x00".to_vec()];
+        let mut says = |what: &str| match what {
+            "cmdline" => lines.pop(),
+            _ => Some(b"7 (sleep) R 1 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 9".to_vec()),
+        };
+        assert!(!process.is_gone_by(&mut says), "it shows itself");
+        assert!(!process.is_gone_by(&mut says), "its memory is gone, it is not");
+        assert!(process.is_gone_by(&mut says));
     }
 
     #[test]

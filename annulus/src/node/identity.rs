@@ -3,12 +3,14 @@
 //! ```text
 //! files identity.0, identity.1 (the same twice; one good copy is enough):
 //!   version u8 = 1 | cluster 16 bytes (zeros: unborn) | node u32 | incarnation u64
-//!   | boot counter u64 | crc32 of all before u32
+//!   | boot counter u64 | boot id u64 | crc32 of all before u32
+//! file dead (only in a folder that a peer has refused for good): why, text
 //! ```
 //!
-//! Invariants: the folder is locked for the life of the process; the boot counter is raised and
-//! synced before anybody is told it; a folder that belongs to a cluster never joins another, and a
-//! folder of one node id never serves under another.
+//! Invariants: the folder is locked for the life of the process; the boot counter is raised, a boot id
+//! is drawn, and both are synced in both copies before anybody is told them; a folder that belongs to a
+//! cluster never joins another, and a folder of one node id never serves under another; a folder that
+//! is dead is never opened again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,11 @@ use annulus_types::{ClusterId, NodeId};
 
 const COPIES: [&str; 2] = ["identity.0", "identity.1"];
 const VERSION: u8 = 1;
-const BYTES: usize = 41;
+const BYTES: usize = 49;
+/// Its presence says it; what is in it is for people.
+const DEAD: &str = "dead";
+/// Of the file `dead`, bytes that are read.
+const REASON_BYTES: u64 = 64 * 1024;
 
 /// What the files say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +39,8 @@ pub struct Identity {
     pub incarnation: u64,
     /// Starts so far.
     pub boot_counter: u64,
+    /// Random, drawn at the last start.
+    pub boot_id: u64,
 }
 
 /// Why a folder cannot be used.
@@ -57,6 +65,19 @@ pub enum IdentityError {
     /// Both copies are unreadable: the folder's promises cannot be known.
     #[error("{0}: neither copy of the identity is readable")]
     Unreadable(PathBuf),
+    /// A peer has refused it for good.
+    #[error(
+        "{folder} is dead: a peer refused this copy of the data folder, because it is older than what \
+         the peer has seen of this node, or is a second one ({reason}). It may have forgotten votes and \
+         acknowledged writes. Never start it again, also not from a copy; add the node anew, with an \
+         empty folder"
+    )]
+    Dead {
+        /// The folder.
+        folder: PathBuf,
+        /// What the peer said.
+        reason: String,
+    },
     /// The disk said no.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -69,6 +90,7 @@ impl Identity {
         out.extend_from_slice(&self.node.0.to_be_bytes());
         out.extend_from_slice(&self.incarnation.to_be_bytes());
         out.extend_from_slice(&self.boot_counter.to_be_bytes());
+        out.extend_from_slice(&self.boot_id.to_be_bytes());
         let crc = crc32fast::hash(&out);
         out.extend_from_slice(&crc.to_be_bytes());
         out
@@ -85,6 +107,7 @@ impl Identity {
             node: NodeId(u32::from_be_bytes(body[17..21].try_into().ok()?)),
             incarnation: u64::from_be_bytes(body[21..29].try_into().ok()?),
             boot_counter: u64::from_be_bytes(body[29..37].try_into().ok()?),
+            boot_id: u64::from_be_bytes(body[37..45].try_into().ok()?),
         })
     }
 
@@ -126,13 +149,43 @@ impl Identity {
     }
 }
 
+/// Rules that a test switches off. Only tests of this crate can make one that differs from none.
+#[derive(Clone, Copy, Debug, Default)]
+struct Weaken {
+    /// Open a folder that another process has.
+    #[cfg(test)]
+    no_lock: bool,
+    /// Open a folder that a peer has refused.
+    #[cfg(test)]
+    ignore_dead: bool,
+}
+
+impl Weaken {
+    #[cfg(test)]
+    fn no_lock(self) -> bool {
+        self.no_lock
+    }
+    #[cfg(not(test))]
+    fn no_lock(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    fn ignore_dead(self) -> bool {
+        self.ignore_dead
+    }
+    #[cfg(not(test))]
+    fn ignore_dead(self) -> bool {
+        false
+    }
+}
+
 /// A locked folder and who it is.
 #[derive(Debug)]
 pub struct Folder {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     identity: Identity,
-    _lock: Box<dyn DiskLock>,
+    _lock: Option<Box<dyn DiskLock>>,
 }
 
 impl Folder {
@@ -141,12 +194,33 @@ impl Folder {
     /// # Errors
     /// See [`IdentityError`].
     pub fn open(env: &Env, dir: &Path, node: NodeId) -> Result<Self, IdentityError> {
+        Self::open_with(env, dir, node, Weaken::default())
+    }
+
+    fn open_with(
+        env: &Env,
+        dir: &Path,
+        node: NodeId,
+        weaken: Weaken,
+    ) -> Result<Self, IdentityError> {
         let disk = Arc::clone(&env.disk);
         disk.create_dir_all(dir)?;
-        let lock = disk.lock_dir(dir).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => IdentityError::InUse(dir.to_owned()),
-            _ => IdentityError::Io(error),
-        })?;
+        let lock = match disk.lock_dir(dir) {
+            Ok(lock) => Some(lock),
+            Err(_) if weaken.no_lock() => None,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(IdentityError::InUse(dir.to_owned()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if disk.exists(&dir.join(DEAD))? && !weaken.ignore_dead() {
+            let read = read_file(disk.as_ref(), &dir.join(DEAD), REASON_BYTES);
+            let reason = match read {
+                Ok(reason) => String::from_utf8_lossy(&reason).into_owned(),
+                Err(error) => format!("the reason cannot be read: {error}"),
+            };
+            return Err(IdentityError::Dead { folder: dir.to_owned(), reason });
+        }
         let mut identity = match Identity::read(disk.as_ref(), dir)? {
             Some(identity) if identity.node != node => {
                 let (folder, actual) = (dir.to_owned(), identity.node);
@@ -158,9 +232,11 @@ impl Folder {
                 node,
                 incarnation: env.random.u64(),
                 boot_counter: 0,
+                boot_id: 0,
             },
         };
         identity.boot_counter += 1;
+        identity.boot_id = env.random.u64();
         identity.store(disk.as_ref(), dir)?;
         Ok(Self { disk, dir: dir.to_owned(), identity, _lock: lock })
     }
@@ -187,6 +263,14 @@ impl Folder {
         self.identity = joined;
         Ok(())
     }
+
+    /// Sees to it that no later start opens the folder, whatever it would count (N1). Synced on return.
+    ///
+    /// # Errors
+    /// As the disk says.
+    pub fn mark_dead(&self, reason: &str) -> io::Result<()> {
+        replace_file(self.disk.as_ref(), &self.dir, DEAD, reason.as_bytes())
+    }
 }
 
 #[cfg(test)]
@@ -210,7 +294,68 @@ mod tests {
         let wrong = Folder::open(&env, folder.path(), NodeId(2)).unwrap_err();
         assert!(matches!(wrong, IdentityError::OtherNode { .. }));
         let again = Folder::open(&env, folder.path(), NodeId(1)).unwrap().identity();
-        assert_eq!(again, Identity { boot_counter: life.boot_counter + 1, ..life });
+        let (boot_counter, boot_id) = (life.boot_counter + 1, again.boot_id);
+        assert_eq!(again, Identity { boot_counter, boot_id, ..life });
+        assert_ne!(boot_id, life.boot_id, "each start draws its own");
+        for copy in COPIES {
+            let bytes = read_file(env.disk.as_ref(), &folder.path().join(copy), 4096).unwrap();
+            assert_eq!(Identity::decode(&bytes), Some(again), "{copy}");
+        }
+    }
+
+    /// Opens a folder that is open already. What both processes tell of themselves, or why the second
+    /// cannot.
+    fn opened_twice(weaken: Weaken) -> Result<[Identity; 2], IdentityError> {
+        let folder = tempfile::tempdir().unwrap();
+        let env = Env::real().unwrap();
+        let mut first = Folder::open_with(&env, folder.path(), NodeId(1), weaken).unwrap();
+        first.join(ClusterId([1; 16])).unwrap();
+        let second = Folder::open_with(&env, folder.path(), NodeId(1), weaken)?;
+        Ok([first.identity(), second.identity()])
+    }
+
+    #[test]
+    fn two_processes_never_have_one_folder() {
+        let refused = opened_twice(Weaken::default()).unwrap_err();
+        assert!(matches!(refused, IdentityError::InUse(_)), "{refused}");
+
+        // Without the lock both run, and whatever one promises as this node the other does not know.
+        let [first, second] = opened_twice(Weaken { no_lock: true, ..Weaken::default() }).unwrap();
+        let who = |one: Identity| (one.cluster, one.node, one.incarnation);
+        assert_eq!(who(first), who(second));
+        assert_ne!(first.boot_id, second.boot_id);
+    }
+
+    /// Starts a folder that a peer has refused. What the new process tells of itself, and what the one
+    /// before did.
+    fn started_after_a_refusal(weaken: Weaken) -> Result<[Identity; 2], IdentityError> {
+        let folder = tempfile::tempdir().unwrap();
+        let env = Env::real().unwrap();
+        let refused = Folder::open_with(&env, folder.path(), NodeId(1), weaken).unwrap();
+        let before = refused.identity();
+        refused.mark_dead("start 4 was seen").unwrap();
+        drop(refused);
+        Folder::open_with(&env, folder.path(), NodeId(1), weaken)
+            .map(|folder| [before, folder.identity()])
+    }
+
+    #[test]
+    fn a_folder_that_a_peer_refused_never_starts_again() {
+        let error = started_after_a_refusal(Weaken::default()).unwrap_err();
+        let told = error.to_string();
+        assert!(
+            matches!(error, IdentityError::Dead { reason, .. } if reason == "start 4 was seen")
+        );
+        assert!(
+            told.contains("(start 4 was seen)") && told.contains("Never start it again"),
+            "{told}"
+        );
+
+        // Without the rule it starts until it has counted past what the peers remember.
+        let weaken = Weaken { ignore_dead: true, ..Weaken::default() };
+        let [before, after] = started_after_a_refusal(weaken).unwrap();
+        assert_eq!(after.incarnation, before.incarnation);
+        assert_eq!(after.boot_counter, before.boot_counter + 1);
     }
 
     #[test]
@@ -240,6 +385,7 @@ mod tests {
             node: NodeId(1),
             incarnation: 2,
             boot_counter: 3,
+            boot_id: 4,
         };
         let bytes = identity.encode();
         assert_eq!(bytes.len(), BYTES);
@@ -248,6 +394,8 @@ mod tests {
             b"\x01\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\0\0\0\x01"
         );
         assert_eq!(&bytes[21..37], b"\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03");
+        assert_eq!(&bytes[37..45], b"\0\0\0\0\0\0\0\x04");
+        assert_eq!(bytes[45..], 0xcb7c_33cb_u32.to_be_bytes());
         assert_eq!(Identity::decode(&bytes), Some(identity));
     }
 }

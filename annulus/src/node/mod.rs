@@ -10,6 +10,8 @@
 //!
 //! # Failure
 //!
+//! A node whose data folder is refused by a peer as an older one (N1) marks the folder dead and stops.
+//!
 //! A vital task that ends (the log's writer after a failed sync, first of all) stops the process:
 //! what was not acknowledged is lost, nothing else, and the next start begins from the disk.
 
@@ -27,7 +29,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use annulus_engine::Engine;
-use annulus_raft::{AddressBook, Host, Options};
+use annulus_raft::{AddressBook, Host, OnDead, Options};
 use annulus_runtime::{Env, Listener, OnEnd};
 use annulus_server::kv::ServingCell;
 use annulus_server::{KvService, RoutesService, ShardMachine, Shards, Tables};
@@ -64,7 +66,6 @@ pub struct Node {
     wal: Wal,
     /// The log's writer until the host starts.
     writer: Mutex<Option<Writer>>,
-    boot: (u64, u64),
     /// One at a time: adoption, founding, pushes.
     pub(crate) changing: tokio::sync::Mutex<()>,
     pub(crate) fence: Mutex<(u64, u64)>,
@@ -124,7 +125,6 @@ impl Node {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         let node = Arc::new(Self {
-            boot: (identity.boot_counter, env.random.u64()),
             env,
             config,
             info,
@@ -224,14 +224,21 @@ impl Node {
     /// changes nothing.
     pub(crate) async fn begin(self: &Arc<Self>, cluster: ClusterId) -> anyhow::Result<()> {
         let Some(writer) = self.writer.lock().take() else { return Ok(()) };
+        let identity = self.folder.lock().identity();
+        let node = Arc::downgrade(self);
+        let on_dead = OnDead::new(move |reason| {
+            if let Some(node) = node.upgrade() {
+                node.die(reason);
+            }
+        });
         let options = Options::new(
             cluster,
             self.info.clone(),
-            self.folder.lock().identity().incarnation,
-            self.boot,
-            self.wal.newest_segment(),
+            identity.incarnation,
+            (identity.boot_counter, identity.boot_id),
             self.config.timing(),
-            self.config.data_dir.join("snapshots"),
+            self.config.data_dir.clone(),
+            on_dead,
         );
         let host = Host::start(
             &self.env,
@@ -264,6 +271,25 @@ impl Node {
     /// The host, once the node belongs to a cluster.
     pub(crate) fn host(&self) -> Option<Arc<Host>> {
         self.serving.peek().map(|serving| Arc::clone(&serving.host))
+    }
+
+    /// A peer has refused the data folder for good (N1): no later start may count past its check.
+    fn die(&self, reason: &str) {
+        let folder = self.config.data_dir.display();
+        let marked = self.folder.lock().mark_dead(reason);
+        match marked {
+            Ok(()) => tracing::error!(
+                %folder, reason,
+                "the data folder is dead: it is older than what a peer has seen of this node; the node \
+                 stops and must not be started on it again"
+            ),
+            Err(error) => tracing::error!(
+                %folder, reason, %error,
+                "the data folder is dead and could not be marked: it must not be started again, and \
+                 nothing but this line says so"
+            ),
+        }
+        self.env.tasks.request_stop("a peer refused the data folder for good");
     }
 
     /// Stops: leaderships handed over, no new requests, gates shut, groups ended, log flushed.

@@ -26,8 +26,9 @@ pub(super) fn open_log(env: &Env, config: &Config) -> anyhow::Result<(Wal, Write
     Ok(Wal::open(Arc::clone(&env.disk), &dir, config.wal_options(), move || random.u64())?)
 }
 
-/// Opens the engine; one that does not open is moved aside and made anew. Nothing is purged from
-/// the log yet, so that replaying it restores everything before a group's Raft runs.
+/// Opens the engine; one that does not open is moved aside and made anew. What it held is restored
+/// before a group's Raft runs: from the files of the snapshot that the replica began with, if there
+/// was one, and by replaying the log. A replica for which these do not reach stays absent.
 pub(super) fn open_engine(env: &Env, config: &Config) -> anyhow::Result<Arc<dyn Engine>> {
     let dir: PathBuf = config.data_dir.join(format!("engine-{}", config.engine_kind()));
     let kind: EngineKind = config.engine_kind();
@@ -35,7 +36,7 @@ pub(super) fn open_engine(env: &Env, config: &Config) -> anyhow::Result<Arc<dyn 
     if let Some(aside) = opened.moved_aside {
         tracing::warn!(
             folder = %aside.display(),
-            "the engine did not open and was moved aside; it is rebuilt from the log"
+            "the engine did not open and was moved aside; it is rebuilt from snapshot and log"
         );
     }
     Ok(opened.engine)

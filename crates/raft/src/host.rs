@@ -6,7 +6,8 @@
 //!
 //! - A replica exists here only because [`Host::open_group`] was called for it: by a command of the
 //!   manager, or because the folder held it at the start. A peer's message never creates one (N1).
-//! - The birth of a replica is durable in the log before its Raft is built.
+//! - The birth of a replica is durable in the log before its Raft is built, and an engine that lost
+//!   what the log no longer holds is refilled, or the replica stays closed (E1).
 //! - A replica that the folder held starts without elections and in quarantine for one lease (N3).
 //! - `enable_leader_restore` is off (architecture 9, rule 1): with an asynchronous log a restored
 //!   leader may reuse log ids for other entries.
@@ -29,6 +30,7 @@ use crate::gate::{Core, Gate, Lease};
 use crate::group::Group;
 use crate::keeper;
 use crate::links::Links;
+use crate::lives::Lives;
 use crate::log_store::LogStore;
 use crate::machine::{GroupState, Machine, StateMachine};
 use crate::network::NetworkFactory;
@@ -67,11 +69,13 @@ pub enum HostError {
         /// How it was seen.
         reason: String,
     },
-    /// The engine lost state that the log cannot restore.
-    #[error("the engine was lost and the log begins only after entry {begins_after}")]
+    /// The engine lost state that neither the log nor kept snapshot files restore.
+    #[error("the engine was lost and the log begins only after entry {begins_after}: {reason}")]
     NeedsRefill {
         /// The last entry that the log does not hold.
         begins_after: u64,
+        /// Why kept files do not make up for it.
+        reason: String,
     },
     /// The replica was destroyed here before.
     #[error("replica {0} was destroyed on this node and its id is never reused")]
@@ -97,6 +101,7 @@ pub struct Host {
     pub(crate) wal: Wal,
     pub(crate) book: Arc<AddressBook>,
     pub(crate) links: Arc<Links>,
+    pub(crate) lives: Arc<Lives>,
     pub(crate) snapshots: Arc<SnapshotStore>,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     opening: tokio::sync::Mutex<()>,
@@ -158,9 +163,19 @@ impl Host {
     ) -> Result<Arc<Self>, HostError> {
         options.timing.validate()?;
         let disk = Arc::clone(&env.disk);
-        let snapshots = SnapshotStore::open(disk, options.snapshots.clone(), waits);
+        let snapshots = SnapshotStore::open(disk, options.dir.join("snapshots"), waits);
+        // A replica whose birth damage may have swallowed is not known to be a stranger.
+        let born = wal.streams();
+        snapshots.forget_strangers(|stream| born.contains(&stream) || wal.damage(stream).is_some());
         let options = Arc::new(options);
-        let links = Arc::new(Links::new(env.clone(), Arc::clone(&options), Arc::clone(&book)));
+        let lives = Lives::open(env, &options, waits, weaken);
+        let links = Arc::new(Links::new(
+            env.clone(),
+            Arc::clone(&options),
+            Arc::clone(&book),
+            wal.clone(),
+            Arc::clone(&lives),
+        ));
         let host = Arc::new(Self {
             env: env.clone(),
             options,
@@ -168,6 +183,7 @@ impl Host {
             wal,
             book,
             links,
+            lives,
             snapshots,
             groups: RwLock::new(BTreeMap::new()),
             opening: tokio::sync::Mutex::new(()),
@@ -289,7 +305,7 @@ impl Host {
     ) -> Result<Arc<Group>, HostError> {
         let stream = StreamId { group: spec.group, replica: spec.replica };
         let log = self.wal.log(stream)?;
-        let state = GroupState::load(self.engine.as_ref(), spec.group)?;
+        let state = Box::pin(self.load_or_refill(stream, &log, &machine)).await?;
         if !self.weaken.keep_log_below_applied() {
             self.begin_after_applied(&log, &state).await?;
         }
@@ -337,14 +353,7 @@ impl Host {
         log: &annulus_wal::GroupLog,
         state: &GroupState,
     ) -> Result<(), HostError> {
-        let applied = state.applied.as_ref().map(entry_id);
-        // The engine lost what the log no longer holds: replaying would build on nothing.
-        if let Some(purged) = log.state().purged
-            && applied.is_none_or(|applied| applied.index < purged.index)
-        {
-            return Err(HostError::NeedsRefill { begins_after: purged.index });
-        }
-        let Some(applied) = applied else { return Ok(()) };
+        let Some(applied) = state.applied.as_ref().map(entry_id) else { return Ok(()) };
         if log.id_at(applied.index) == Some(applied) {
             return Ok(());
         }

@@ -7,8 +7,8 @@
 //! Reading order: `gate` (who may answer a linearizable read, and why not by openraft's lease),
 //! [`packer`] (how operations become entries and what a caller is told), [`machine`] (how entries
 //! become state), `log_store` (how they become durable), `network`, `link`, `serve` (how they
-//! travel), `snapshot` (what is sent instead of entries that are gone), [`host`] (how it is put
-//! together), `keeper` (elections after a death).
+//! travel), `lives` (who is not heard), `snapshot` (what is sent instead of entries that are gone),
+//! [`host`] (how it is put together), `keeper` (elections after a death).
 
 mod book;
 mod codec;
@@ -21,6 +21,7 @@ pub mod host;
 mod keeper;
 mod link;
 mod links;
+mod lives;
 mod log_store;
 pub mod machine;
 mod network;
@@ -40,7 +41,7 @@ pub use entry::Operation;
 pub use group::{Group, GroupStatus, Member, ReadGrant};
 pub use host::{GroupSpec, Host, HostError};
 pub use machine::{Applying, FileSpec, Import, Machine};
-pub use options::{BadTiming, Options, Timing};
+pub use options::{BadTiming, OnDead, Options, Timing};
 pub use packer::Proposed;
 pub use serve::FrameStream;
 

@@ -6,6 +6,15 @@
 //!
 //! The link pings its peer every 100 ms. A broken connection, or three pings without an answer, make
 //! the peer *suspected*; suspicion starts elections early and decides nothing else.
+//!
+//! # Invariants
+//!
+//! - Nothing but pings leaves before the peer has told who it is and its life was found to be one that
+//!   is heard (N1); what a refused peer sends is not looked at, and ends the link.
+//! - Every frame of a connection is of the node and the incarnation that the first answer came from.
+//!
+//! When the peer refuses *this* node, the link breaks and is tried again like any other; when it says
+//! that this node's folder is dead, whoever made the [`Options`] is told.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +26,8 @@ use annulus_proto::v1::envelope::Body;
 use annulus_proto::v1::peer_client::PeerClient;
 use annulus_runtime::{BootTime, Env};
 use annulus_types::limits::DECODE_BYTES;
-use annulus_types::{GroupId, NodeId, ReplicaId};
+use annulus_types::{GroupId, NodeId, NodeInfo, ReplicaId};
+use annulus_wal::Wal;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
@@ -25,12 +35,15 @@ use tonic::transport::Channel;
 use crate::book::AddressBook;
 use crate::connect;
 use crate::frames::{self, Assembler, Lane, Packer};
+use crate::lives::{Life, Lives, NotHeard};
 use crate::options::Options;
 
 /// Requests of one lane that may wait for the link.
 const QUEUE: usize = 1024;
 /// Requests that may wait for their replies.
 const PENDING: usize = 8192;
+/// Of a refusal's reason, characters: the rest is not for people.
+const REASON_MOST: usize = 1024;
 
 /// Why a call got no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,17 +73,29 @@ struct Queues {
     bulk: mpsc::Sender<v1::Envelope>,
 }
 
+/// How a connection ended.
+enum Ended {
+    /// Something broke: another one may work at once.
+    Broken(&'static str),
+    /// One of the two nodes refuses the other (N1): another one will most likely end the same way.
+    Refused(&'static str),
+}
+
 pub(crate) struct Link {
     peer: NodeId,
     env: Env,
     options: Arc<Options>,
     book: Arc<AddressBook>,
+    wal: Wal,
+    lives: Arc<Lives>,
     queues: Mutex<Option<Queues>>,
     pending: Mutex<BTreeMap<u64, OnReply>>,
     next_call: AtomicU64,
-    last_pong: Arc<AtomicU64>,
+    last_pong: AtomicU64,
     broken: AtomicBool,
     up: AtomicBool,
+    /// The peer refused this node since the link was up last.
+    is_unwanted: AtomicBool,
 }
 
 impl Link {
@@ -80,18 +105,23 @@ impl Link {
         env: &Env,
         options: Arc<Options>,
         book: Arc<AddressBook>,
+        wal: Wal,
+        lives: Arc<Lives>,
     ) -> Arc<Self> {
         let link = Arc::new(Self {
             peer,
             env: env.clone(),
             options,
             book,
+            wal,
+            lives,
             queues: Mutex::new(None),
             pending: Mutex::new(BTreeMap::new()),
             next_call: AtomicU64::new(1),
-            last_pong: Arc::new(AtomicU64::new(env.clock.boot().0)),
+            last_pong: AtomicU64::new(env.clock.boot().0),
             broken: AtomicBool::new(false),
             up: AtomicBool::new(false),
+            is_unwanted: AtomicBool::new(false),
         });
         let running = Arc::clone(&link);
         env.tasks.spawn("peer link", annulus_runtime::OnEnd::StopNode, async move {
@@ -161,9 +191,15 @@ impl Link {
         let mut wait = self.options.reconnect;
         while !self.env.tasks.is_stopping() {
             if let Some(channel) = self.connect().await {
-                wait = self.options.reconnect;
-                let why = self.serve(channel).await;
+                let ended = self.serve(channel).await;
                 self.disconnect();
+                let why = match ended {
+                    Ended::Broken(why) => {
+                        wait = self.options.reconnect;
+                        why
+                    }
+                    Ended::Refused(why) => why,
+                };
                 tracing::info!(peer = %self.peer, why, "peer link lost");
             }
             // A little randomness, so that restarted nodes do not dial in step.
@@ -186,8 +222,8 @@ impl Link {
         }
     }
 
-    /// Runs one connection; returns why it ended.
-    async fn serve(&self, channel: Channel) -> &'static str {
+    /// Runs one connection; returns how it ended.
+    async fn serve(&self, channel: Channel) -> Ended {
         let (control, control_out) = mpsc::channel(QUEUE);
         let (bulk, bulk_out) = mpsc::channel(QUEUE);
         let packer = Packer::new(self.options.sender(), control_out, bulk_out);
@@ -197,58 +233,112 @@ impl Link {
         let mut client = PeerClient::new(channel)
             .max_decoding_message_size(DECODE_BYTES)
             .max_encoding_message_size(DECODE_BYTES);
-        // The queues go up only after the hello: what is sent before could reach another node.
-        let (hello_done, mut hello) = mpsc::channel::<NodeId>(1);
         let connection = client.link(frames);
-        let hello_call = self.next_call.fetch_add(1, Ordering::Relaxed);
-        self.expect_pong(hello_call, Some(hello_done));
-        let first = self.ping(hello_call);
-        if control.try_send(first).is_err() {
-            return "the queue closed";
+        if control.try_send(self.ping()).is_err() {
+            return Ended::Broken("the queue closed");
         }
         let Ok(replies) = tokio::time::timeout(self.options.connect_timeout, connection).await
         else {
-            return "no answer to the hello";
+            return Ended::Broken("no answer to the hello");
         };
         let mut replies = match replies {
             Ok(replies) => replies.into_inner(),
-            Err(_) => return "the peer refused the link",
+            Err(_) => return Ended::Broken("the peer refused the link"),
         };
         let mut assembler = Assembler::default();
+        let mut incarnation = None;
         let mut ticker = tokio::time::interval(self.options.ping);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                Some(told) = hello.recv() => {
-                    if told != self.peer {
-                        return "another node answered at this address";
-                    }
-                    let queues = Queues { control: control.clone(), bulk: bulk.clone() };
-                    *self.queues.lock() = Some(queues);
-                    self.broken.store(false, Ordering::Relaxed);
-                    self.up.store(true, Ordering::Relaxed);
-                    tracing::info!(peer = %self.peer, "peer link up");
-                }
                 frame = replies.message() => {
-                    let Ok(Some(frame)) = frame else { return "the connection broke" };
-                    if !self.take(frame, &mut assembler) {
-                        return "the peer sent what makes no sense";
+                    let Ok(Some(frame)) = frame else {
+                        return Ended::Broken("the connection broke");
+                    };
+                    if frame.node != self.peer.0 {
+                        return Ended::Broken("another node answered at this address");
+                    }
+                    let life = *incarnation.get_or_insert(frame.incarnation);
+                    if frame.incarnation != life {
+                        return Ended::Broken("another life of the peer speaks");
+                    }
+                    let Some(told) = self.take(frame, &mut assembler) else {
+                        return Ended::Broken("the peer sent what makes no sense");
+                    };
+                    for body in told {
+                        match self.hear(life, body).await {
+                            // The queues go up only now: what is sent before could reach another
+                            // node, or one that must not be heard.
+                            Ok(true) => self.go_up(&control, &bulk),
+                            Ok(false) => {}
+                            Err(ended) => return ended,
+                        }
                     }
                 }
                 _ = ticker.tick() => {
-                    let call = self.next_call.fetch_add(1, Ordering::Relaxed);
-                    self.expect_pong(call, None);
-                    if control.try_send(self.ping(call)).is_err() {
-                        self.answer(call, Err(LinkError::Full));
-                    }
+                    // In a queue that is full there is enough that asks for an answer.
+                    let _ = control.try_send(self.ping());
                     let silent = self.env.clock.boot()
                         .since(BootTime(self.last_pong.load(Ordering::Relaxed)));
                     if self.is_up() && silent > self.options.silent {
-                        return "the peer is silent";
+                        return Ended::Broken("the peer is silent");
                     }
                 }
             }
+        }
+    }
+
+    /// Opens the queues, unless they are open.
+    fn go_up(&self, control: &mpsc::Sender<v1::Envelope>, bulk: &mpsc::Sender<v1::Envelope>) {
+        if self.is_up() {
+            return;
+        }
+        *self.queues.lock() = Some(Queues { control: control.clone(), bulk: bulk.clone() });
+        self.broken.store(false, Ordering::Relaxed);
+        self.is_unwanted.store(false, Ordering::Relaxed);
+        self.up.store(true, Ordering::Relaxed);
+        tracing::info!(peer = %self.peer, "peer link up");
+    }
+
+    /// Takes what the peer answers to a ping (N1). Returns whether the peer is one that is heard.
+    async fn hear(&self, incarnation: u64, body: Body) -> Result<bool, Ended> {
+        let now = self.env.clock.boot();
+        let about = match body {
+            Body::Pong(v1::Pong { about: Some(about) }) => about,
+            Body::Refused(refused) => {
+                self.refused(refused).await;
+                return Err(Ended::Refused("the peer refuses this node"));
+            }
+            _ => return Ok(false),
+        };
+        let life = Life::told(incarnation, &about);
+        let Some(info) = about.info.map(NodeInfo::from) else { return Ok(false) };
+        if info.id != self.peer {
+            return Err(Ended::Broken("another node answered at this address"));
+        }
+        match self.lives.hear(self.peer, life).await {
+            Ok(()) => {
+                self.book.told(info);
+                self.last_pong.store(now.0, Ordering::Relaxed);
+                Ok(true)
+            }
+            Err(NotHeard::Refused { reason, dead }) => {
+                tracing::warn!(peer = %self.peer, reason, dead, "a peer is refused");
+                Err(Ended::Refused("the peer is refused"))
+            }
+            // Said where it failed; the next pong tries again.
+            Err(NotHeard::NotRemembered(_)) => Ok(false),
+        }
+    }
+
+    async fn refused(&self, refused: v1::Refused) {
+        let reason: String = refused.reason.chars().take(REASON_MOST).collect();
+        if refused.dead {
+            self.lives.told_dead(self.peer, &reason).await;
+        } else if !self.is_unwanted.swap(true, Ordering::Relaxed) {
+            // Once for each time that it begins: the link is tried again and again.
+            tracing::error!(peer = %self.peer, reason, "a peer refuses this node");
         }
     }
 
@@ -262,53 +352,30 @@ impl Link {
         }
     }
 
-    fn take(&self, frame: v1::Frame, assembler: &mut Assembler) -> bool {
-        if frames::check(&frame, self.options.cluster).is_err() {
-            return false;
-        }
+    /// Hands replies to those who wait for them. Returns what concerns the link itself, or `None` when
+    /// the frame makes no sense.
+    fn take(&self, frame: v1::Frame, assembler: &mut Assembler) -> Option<Vec<Body>> {
+        frames::check(&frame, self.options.cluster).ok()?;
+        let mut told = Vec::new();
         for piece in frame.pieces {
-            match assembler.take(piece) {
-                Ok(None) => {}
-                Ok(Some(envelope)) => {
-                    let result = match envelope.body {
-                        Some(Body::Undeliverable(_)) => Err(LinkError::Undeliverable),
-                        Some(body) => Ok(body),
-                        None => Err(LinkError::Malformed),
-                    };
-                    self.answer(envelope.call, result);
+            let Some(envelope) = assembler.take(piece).ok()? else { continue };
+            let result = match envelope.body {
+                Some(body @ (Body::Pong(_) | Body::Refused(_))) => {
+                    told.push(body);
+                    continue;
                 }
-                Err(_) => return false,
-            }
+                Some(Body::Undeliverable(_)) => Err(LinkError::Undeliverable),
+                Some(body) => Ok(body),
+                None => Err(LinkError::Malformed),
+            };
+            self.answer(envelope.call, result);
         }
-        true
+        Some(told)
     }
 
-    fn ping(&self, call: u64) -> v1::Envelope {
-        let body = Some(Body::Ping(self.options.about()));
+    fn ping(&self) -> v1::Envelope {
+        let call = self.next_call.fetch_add(1, Ordering::Relaxed);
+        let body = Some(Body::Ping(self.options.about(self.wal.newest_segment())));
         v1::Envelope { call, body, ..Default::default() }
-    }
-
-    fn expect_pong(&self, call: u64, hello: Option<mpsc::Sender<NodeId>>) {
-        let book = Arc::clone(&self.book);
-        let clock = self.env.clock.clone();
-        let peer = self.peer;
-        let last_pong = Arc::clone(&self.last_pong);
-        self.pending.lock().insert(
-            call,
-            Box::new(move |reply| {
-                let Ok(Body::Pong(v1::Pong { about: Some(about) })) = reply else { return };
-                let Some(info) = about.info.map(annulus_types::NodeInfo::from) else {
-                    return;
-                };
-                if let Some(hello) = hello {
-                    // One message fits; a closed receiver means the connection is gone.
-                    let _ = hello.try_send(info.id);
-                }
-                if info.id == peer {
-                    book.told(info);
-                    last_pong.store(clock.boot().0, Ordering::Relaxed);
-                }
-            }),
-        );
     }
 }

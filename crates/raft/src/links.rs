@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use annulus_runtime::{BootTime, Env};
 use annulus_types::NodeId;
+use annulus_wal::Wal;
 use parking_lot::Mutex;
 use tonic::transport::Channel;
 
@@ -12,6 +13,7 @@ use crate::book::AddressBook;
 use crate::connect;
 use crate::frames::Sender;
 use crate::link::Link;
+use crate::lives::Lives;
 use crate::options::Options;
 
 /// All peer links of a node.
@@ -19,12 +21,20 @@ pub(crate) struct Links {
     env: Env,
     options: Arc<Options>,
     book: Arc<AddressBook>,
+    wal: Wal,
+    lives: Arc<Lives>,
     links: Mutex<BTreeMap<NodeId, Arc<Link>>>,
 }
 
 impl Links {
-    pub(crate) fn new(env: Env, options: Arc<Options>, book: Arc<AddressBook>) -> Self {
-        Self { env, options, book, links: Mutex::new(BTreeMap::new()) }
+    pub(crate) fn new(
+        env: Env,
+        options: Arc<Options>,
+        book: Arc<AddressBook>,
+        wal: Wal,
+        lives: Arc<Lives>,
+    ) -> Self {
+        Self { env, options, book, wal, lives, links: Mutex::new(BTreeMap::new()) }
     }
 
     /// The link to `node`, started now if it is new; `None` for this node itself and while the node
@@ -35,7 +45,8 @@ impl Links {
         }
         let mut links = self.links.lock();
         let link = links.entry(node).or_insert_with(|| {
-            Link::spawn(node, &self.env, Arc::clone(&self.options), Arc::clone(&self.book))
+            let (options, book) = (Arc::clone(&self.options), Arc::clone(&self.book));
+            Link::spawn(node, &self.env, options, book, self.wal.clone(), Arc::clone(&self.lives))
         });
         Some(Arc::clone(link))
     }

@@ -9,6 +9,7 @@
 //!   promise to another never coexists with an open gate (R1 c).
 //! - A membership reaches the gate when it is appended, before the entry can leave (R1 b), or when the
 //!   snapshot that holds it is installed, and is taken back when the entry is truncated.
+//! - A replica starts with the newest membership that its log names (L6), or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 use annulus_types::ReplicaId;
 use annulus_types::limits::FRAME_BYTES;
-use annulus_wal::{GroupLog, WalError};
+use annulus_wal::{EntryId, GroupLog, WalError};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -44,32 +45,44 @@ fn failed(error: WalError) -> io::Error {
     io::Error::other(error)
 }
 
+/// The membership that an entry of the log holds.
+fn membership_of(log: &GroupLog, id: EntryId) -> io::Result<Membership> {
+    let found = log.entries(id.index..id.index + 1, FRAME_BYTES).map_err(failed)?;
+    let entry = found.into_iter().next().map(entry_from_log).transpose();
+    match entry.map_err(io::Error::other)?.map(|entry| entry.payload) {
+        Some(Payload::Membership(membership)) => Ok(membership),
+        _ => Err(io::Error::other(format!("entry {id} of the log holds no membership"))),
+    }
+}
+
 impl LogStore {
     /// `base` is the membership that the state machine has applied, with its index; memberships
-    /// that the log holds above it are read from the log.
+    /// that the log holds above it are read from the log. The machine has applied all that the log
+    /// has purged.
+    ///
+    /// # Errors
+    /// When the log cannot be read, or names a membership that neither it nor the machine has.
     pub(crate) fn open(
         log: GroupLog,
         replica: Arc<ReplicaState>,
         base: Option<(u64, Membership)>,
     ) -> io::Result<Self> {
+        let applied = base.as_ref().map(|(index, _)| *index);
         let mut memberships: Memberships = base.into_iter().collect();
-        let state = log.state();
-        let first = state.purged.map_or(0, |id| id.index + 1);
-        let after = memberships.last_key_value().map_or(0, |(index, _)| index + 1);
-        let mut next = first.max(after);
-        let end = state.last.map_or(0, |id| id.index + 1);
-        while next < end {
-            let entries = log.entries(next..end, FRAME_BYTES).map_err(failed)?;
-            let Some(last) = entries.last() else {
-                return Err(io::Error::other(format!("the log has no entry {next}")));
-            };
-            next = last.id.index + 1;
-            for entry in entries {
-                let entry = entry_from_log(entry).map_err(io::Error::other)?;
-                if let Payload::Membership(membership) = entry.payload {
-                    memberships.insert(entry.log_id.index, membership);
-                }
-            }
+        let (state, held) = (log.state(), log.memberships());
+        // No sound replica is refused here. A named entry that is not held was purged. It led to
+        // the purge point, because a reset (L7) and a purge behind a snapshot take the names of all
+        // that may have been overruled; so the machine has applied it. A fresh group has no base,
+        // and holds every entry.
+        if let Some(named) = state.membership
+            && !held.contains(&named)
+            && Some(named.index) > applied
+        {
+            let reason = "which neither the log nor the engine has";
+            return Err(io::Error::other(format!("the log names membership {named}, {reason}")));
+        }
+        for id in held.into_iter().filter(|id| Some(id.index) > applied) {
+            memberships.insert(id.index, membership_of(&log, id)?);
         }
         let store = Self { log, replica, memberships: Arc::new(Mutex::new(memberships)) };
         store.tell_gate();
@@ -232,3 +245,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,9 @@
 //! What a host is told at its start: who it is, and the times that its cluster shares.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use annulus_proto::v1;
@@ -57,6 +60,36 @@ impl Timing {
     }
 }
 
+/// What a node does when a peer tells it that its data folder is dead (N1): an older copy of what the
+/// peer has seen. Clones share that it was done.
+#[derive(Clone)]
+pub struct OnDead {
+    act: Arc<dyn Fn(&str) + Send + Sync>,
+    is_done: Arc<AtomicBool>,
+}
+
+impl OnDead {
+    /// `act` is given the peer's reason, once, whichever peers say it how often. It may wait for a disk.
+    /// It is to see to it that no process is ever started on the folder again, and that this one ends.
+    #[must_use]
+    pub fn new(act: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self { act: Arc::new(act), is_done: Arc::new(AtomicBool::new(false)) }
+    }
+
+    /// Blocks.
+    pub(crate) fn act(&self, reason: &str) {
+        if !self.is_done.swap(true, Ordering::SeqCst) {
+            (self.act)(reason);
+        }
+    }
+}
+
+impl fmt::Debug for OnDead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnDead").field("is_done", &self.is_done).finish_non_exhaustive()
+    }
+}
+
 /// What a host needs to know of its node.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -66,14 +99,16 @@ pub struct Options {
     pub info: NodeInfo,
     /// This folder's life (N1).
     pub incarnation: u64,
-    /// Counts the starts of the folder's process, and a random id of this one (N1).
+    /// Counts the starts of the folder's process, and a random id of this one. Both are durable in the
+    /// folder (N1).
     pub boot: (u64, u64),
-    /// The newest log segment at the start (N1).
-    pub segment: u64,
     /// Shared times.
     pub timing: Timing,
-    /// The folder for snapshots on their way. What is in it at the start is removed.
-    pub snapshots: PathBuf,
+    /// The node's data folder, which exists. Here belong the file `peers` and the folder `snapshots` in
+    /// it.
+    pub dir: PathBuf,
+    /// For the day on which a peer refuses the data folder for good.
+    pub on_dead: OnDead,
     pub(crate) ping: Duration,
     pub(crate) silent: Duration,
     pub(crate) reconnect: Duration,
@@ -88,18 +123,18 @@ impl Options {
         info: NodeInfo,
         incarnation: u64,
         boot: (u64, u64),
-        segment: u64,
         timing: Timing,
-        snapshots: PathBuf,
+        dir: PathBuf,
+        on_dead: OnDead,
     ) -> Self {
         Self {
             cluster,
             info,
             incarnation,
             boot,
-            segment,
             timing,
-            snapshots,
+            dir,
+            on_dead,
             ping: timing.ping,
             // Well above suspicion: a reconnection helps only when the connection itself is stuck.
             silent: timing.ping * 30,
@@ -112,11 +147,12 @@ impl Options {
         Sender { cluster: self.cluster, node: self.info.id, incarnation: self.incarnation }
     }
 
-    pub(crate) fn about(&self) -> v1::Ping {
+    /// What a ping or its answer tells while this is the newest segment of the log.
+    pub(crate) fn about(&self, segment: u64) -> v1::Ping {
         v1::Ping {
             boot_counter: self.boot.0,
             boot_id: self.boot.1,
-            segment: self.segment,
+            segment,
             info: Some(v1::NodeInfo::from(&self.info)),
         }
     }
@@ -135,9 +171,12 @@ pub(crate) struct WeakenHost {
     /// L7: leave a log that ends below the engine as it is.
     #[cfg(test)]
     pub(crate) keep_log_below_applied: bool,
-    /// N1, N2: obey frames of other clusters and for former replicas.
+    /// N1, N2: obey frames of other clusters and for former replicas, whoever sends them.
     #[cfg(test)]
     pub(crate) trust_every_frame: bool,
+    /// N1: remember nothing of other nodes.
+    #[cfg(test)]
+    pub(crate) forget_lives: bool,
 }
 
 impl WeakenHost {
@@ -179,6 +218,14 @@ impl WeakenHost {
     }
     #[cfg(not(test))]
     pub(crate) fn trust_every_frame(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    pub(crate) fn forget_lives(self) -> bool {
+        self.forget_lives
+    }
+    #[cfg(not(test))]
+    pub(crate) fn forget_lives(self) -> bool {
         false
     }
 }

@@ -2,8 +2,12 @@
 //!
 //! # Invariants
 //!
+//! - Nothing is delivered before a ping told who is at the other end and was accepted, and every frame
+//!   after it is of that node and that incarnation (N1). A node that is refused gets one answer, which
+//!   says so, and the link ends.
 //! - Nothing is delivered to a replica whose id differs from the one named (N2): openraft cannot
-//!   tell an old replica of this node from a new one.
+//!   tell an old replica of this node from a new one. Nor from a replica that the membership knows on
+//!   another node than the sender.
 //! - Appends of one replication stream reach openraft in the order in which they were sent.
 //! - In quarantine neither votes nor pre-votes are granted, a transfer's excepted (N3).
 //! - A leader's frame counts as heard only after openraft accepted it.
@@ -16,7 +20,7 @@ use annulus_proto::v1;
 use annulus_proto::v1::append_reply::Result as WireAppend;
 use annulus_proto::v1::envelope::Body;
 use annulus_runtime::OnEnd;
-use annulus_types::{GroupId, ReplicaId};
+use annulus_types::{GroupId, NodeId, NodeInfo, ReplicaId};
 use futures_util::StreamExt;
 use openraft::raft::{AppendEntriesResponse, StreamAppendError, VoteRequest};
 use tokio::sync::mpsc;
@@ -26,8 +30,9 @@ use tonic::{Status, Streaming};
 use crate::frames::{self, Assembler, Packer};
 use crate::group::Group;
 use crate::host::Host;
+use crate::lives::{Life, NotHeard};
 use crate::types::{
-    AppendRequest, Seeded, Vote, append_from_wire, log_id_from_wire, log_id_to_wire,
+    AppendRequest, Malformed, Seeded, Vote, append_from_wire, log_id_from_wire, log_id_to_wire,
     vote_from_wire, vote_to_wire, wal_vote,
 };
 
@@ -45,6 +50,8 @@ pub type FrameStream = futures_util::stream::BoxStream<'static, Result<v1::Frame
 struct Inbound {
     host: Arc<Host>,
     replies: Replies,
+    /// Node and incarnation at the other end, once a ping of theirs was accepted (N1).
+    peer: Option<(NodeId, u64)>,
     /// The replication stream of each (group, sender) that is being fed.
     streams: BTreeMap<(GroupId, ReplicaId), (u64, Feeder)>,
 }
@@ -55,7 +62,8 @@ impl Host {
         let (replies, control) = mpsc::channel(REPLIES);
         let (_, bulk) = mpsc::channel(1);
         let packer = Packer::new(self.options.sender(), control, bulk);
-        let inbound = Inbound { host: Arc::clone(self), replies, streams: BTreeMap::new() };
+        let streams = BTreeMap::new();
+        let inbound = Inbound { host: Arc::clone(self), replies, peer: None, streams };
         self.env.tasks.spawn("inbound link", OnEnd::Ignore, inbound.run(frames));
         futures_util::stream::unfold(packer, |mut packer| async move {
             packer.next().await.map(|frame| (Ok(frame), packer))
@@ -65,6 +73,8 @@ impl Host {
 }
 
 impl Inbound {
+    /// Ends when the link does. What is queued as a reply by then still leaves: the packer goes on
+    /// until the last sender is gone.
     async fn run(mut self, mut frames: Streaming<v1::Frame>) {
         let mut assembler = Assembler::default();
         while let Ok(Some(frame)) = frames.message().await {
@@ -72,18 +82,21 @@ impl Inbound {
                 // The groups are ending; a lost link says so better than errors.
                 return;
             }
-            if let Err(error) = frames::check(&frame, self.host.options.cluster)
-                && !self.host.trusts_every_frame()
-            {
-                tracing::warn!(from = frame.node, %error, "peer frame refused");
+            let from = (NodeId(frame.node), frame.incarnation);
+            if let Err(error) = self.check(&frame, from) {
+                tracing::warn!(peer = %from.0, %error, "peer frame refused");
                 return;
             }
             for piece in frame.pieces {
                 match assembler.take(piece) {
                     Ok(None) => {}
-                    Ok(Some(envelope)) => self.deliver(envelope).await,
+                    Ok(Some(envelope)) => {
+                        if !self.deliver(from, envelope).await {
+                            return;
+                        }
+                    }
                     Err(error) => {
-                        tracing::warn!(from = frame.node, %error, "peer frame refused");
+                        tracing::warn!(peer = %from.0, %error, "peer frame refused");
                         return;
                     }
                 }
@@ -91,22 +104,31 @@ impl Inbound {
         }
     }
 
-    async fn deliver(&mut self, mut envelope: v1::Envelope) {
-        let body = envelope.body.take();
-        if let Some(Body::Ping(ping)) = body {
-            if let Some(info) = ping.info {
-                self.host.book.told(info.into());
-            }
-            let about = Some(self.host.options.about());
-            return reply(&self.replies, envelope, Body::Pong(v1::Pong { about })).await;
+    /// Whether a frame may be looked at (N1, N2).
+    fn check(&self, frame: &v1::Frame, from: (NodeId, u64)) -> Result<(), Malformed> {
+        if self.host.trusts_every_frame() {
+            return Ok(());
         }
-        let group = self.host.group(GroupId(envelope.group));
-        let meant = |group: &Arc<Group>| {
-            group.replica.me.0 == envelope.to || self.host.trusts_every_frame()
+        frames::check(frame, self.host.options.cluster)?;
+        if self.peer.is_some_and(|peer| peer != from) {
+            return Err(Malformed("another node, or another life of it, than the link began with"));
+        }
+        Ok(())
+    }
+
+    /// Takes one envelope to whom it is meant for; `false` ends the link.
+    async fn deliver(&mut self, from: (NodeId, u64), mut envelope: v1::Envelope) -> bool {
+        let body = match envelope.body.take() {
+            Some(Body::Ping(ping)) => return self.greet(from, ping, envelope).await,
+            body => body,
         };
-        let Some(group) = group.filter(meant) else {
-            let body = Body::Undeliverable(v1::Undeliverable { reason: "no such replica".into() });
-            return reply(&self.replies, envelope, body).await;
+        let group = match self.addressee(from.0, &envelope) {
+            Ok(group) => group,
+            Err(reason) => {
+                let body = Body::Undeliverable(v1::Undeliverable { reason: reason.to_owned() });
+                reply(&self.replies, envelope, body).await;
+                return true;
+            }
         };
         match body {
             Some(Body::Append(request)) if request.stream != 0 => {
@@ -124,6 +146,54 @@ impl Inbound {
                 reply(&self.replies, envelope, body).await;
             }
         }
+        true
+    }
+
+    /// Judges the life that a ping tells of, and answers it (N1); `false` ends the link.
+    async fn greet(&mut self, from: (NodeId, u64), ping: v1::Ping, envelope: v1::Envelope) -> bool {
+        let life = Life::told(from.1, &ping);
+        let info = ping.info.map(NodeInfo::from).filter(|info| info.id == from.0);
+        let Some(info) = info else {
+            tracing::warn!(peer = %from.0, "a ping names another node than its frame");
+            return false;
+        };
+        match self.host.lives.hear(from.0, life).await {
+            Ok(()) => {
+                self.peer = Some(from);
+                self.host.book.told(info);
+                let about = Some(self.host.options.about(self.host.wal.newest_segment()));
+                reply(&self.replies, envelope, Body::Pong(v1::Pong { about })).await;
+                true
+            }
+            Err(NotHeard::Refused { reason, dead }) => {
+                tracing::warn!(peer = %from.0, reason, dead, "a peer is refused");
+                let body = Body::Refused(v1::Refused { reason, dead });
+                reply(&self.replies, envelope, body).await;
+                false
+            }
+            // Said where it failed. No answer: the peer asks again.
+            Err(NotHeard::NotRemembered(_)) => true,
+        }
+    }
+
+    /// The group that an envelope is for, or why it goes nowhere.
+    fn addressee(&self, from: NodeId, envelope: &v1::Envelope) -> Result<Arc<Group>, &'static str> {
+        let group = self.host.group(GroupId(envelope.group));
+        if self.host.trusts_every_frame() {
+            return group.ok_or("no such replica");
+        }
+        if self.peer.is_none() {
+            return Err("no ping of the sender was accepted");
+        }
+        let group = group.filter(|group| group.replica.me.0 == envelope.to);
+        let group = group.ok_or("no such replica")?;
+        // One that is not in the membership is not known to sit elsewhere: a new replica hears its
+        // leader before it has a membership.
+        let seat = group.replica.seats().get(&ReplicaId(envelope.from)).copied();
+        if seat.is_some_and(|seat| seat != from) {
+            return Err("the sending replica sits on another node");
+        }
+        Ok(group)
     }
 
     /// Hands a request to the task of its replication stream, which it starts when it is new.

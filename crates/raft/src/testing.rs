@@ -10,8 +10,10 @@
 //! process dies with its sockets, its unsynced writes and its tasks; whether the rows of its engine
 //! outlive it is the story's choice, because an engine promises nothing about that (E1).
 //!
-//! Not played here: two processes on one data folder (N1), which is the folder lock's business.
+//! Not played here: two processes on one data folder (N1), which is the folder lock's business. Two
+//! copies of one folder are.
 
+mod caller;
 mod cluster;
 mod disk;
 mod node;
@@ -22,8 +24,10 @@ mod server;
 mod engine_ahead;
 mod forgotten_promise;
 mod late_answers;
+mod lives;
 mod lost_tail;
 mod openraft_suite;
+mod refill;
 mod restarted;
 mod shut_gate;
 mod slow_leader;

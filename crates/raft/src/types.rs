@@ -160,7 +160,11 @@ pub(crate) fn append_from_wire(request: v1::AppendRequest) -> Result<AppendReque
 }
 
 pub(crate) fn entry_to_log(entry: &Entry) -> wal::Entry {
-    wal::Entry { id: entry_id(&entry.log_id), payload: codec::encode_payload(&entry.payload) }
+    wal::Entry {
+        id: entry_id(&entry.log_id),
+        membership: matches!(entry.payload, Payload::Membership(_)),
+        payload: codec::encode_payload(&entry.payload),
+    }
 }
 
 pub(crate) fn entry_from_log(entry: wal::Entry) -> Result<Entry, Malformed> {

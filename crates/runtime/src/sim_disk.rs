@@ -8,7 +8,8 @@
 //! - a failed sync leaves nothing known: what it should have covered is still read, later syncs
 //!   succeed and do not cover it either, and the next crash decides about it. What is written anew
 //!   is covered again;
-//! - a failed write leaves a part of its data.
+//! - a failed write leaves a part of its data that ends with a sector (systems copy into their caches
+//!   by pages, and look between two whether to go on).
 //!
 //! Every choice is drawn from the seed, in the order of the calls: equal seeds and calls leave
 //! equal disks. Not simulated: a disk that loses a flush which it reported (outside the model, L3),
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 
-use self::content::Content;
+use self::content::{Content, SECTOR};
 use self::names::{Change, Folder, Node, Tree};
 use crate::disk::{Disk, DiskFile, DiskLock, Open, Space};
 use crate::random::Random;
@@ -410,7 +411,8 @@ impl DiskFile for SimFile {
         let before = content.len();
         let room = before.saturating_add(state.free()).saturating_sub(offset);
         let (kept, outcome): (u64, io::Result<()>) = if !state.passes(Step::Write) {
-            (state.random.below(count).min(room), Err(Errno::IO.into()))
+            let kept = (offset + state.random.below(count)) / SECTOR * SECTOR;
+            (kept.saturating_sub(offset).min(room), Err(Errno::IO.into()))
         } else if end > before && room < count {
             (room, Err(Errno::NOSPC.into()))
         } else {

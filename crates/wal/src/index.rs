@@ -7,6 +7,7 @@
 //! Invariants:
 //! - the entries of a log are consecutive, and each names the one before it (L1);
 //! - an entry that is not yet durable is in memory;
+//! - the membership entry that the hard state names (L6) is the newest in `Entries::memberships`;
 //! - a segment that holds a live entry, or one that a reset dropped and no purge confirmed (L7), is
 //!   never below [`Index::oldest_needed`].
 
@@ -27,6 +28,14 @@ pub(crate) enum Source {
     Disk(Place),
 }
 
+/// An entry without its payload.
+#[derive(Debug)]
+pub(crate) struct Picked {
+    pub(crate) id: EntryId,
+    pub(crate) membership: bool,
+    pub(crate) source: Source,
+}
+
 #[derive(Debug)]
 struct Slot {
     id: EntryId,
@@ -41,6 +50,9 @@ struct Entries {
     /// The entry before the first one held, or the last of the log when none is held.
     before: Option<EntryId>,
     slots: VecDeque<Slot>,
+    /// Entries that change who is a member, oldest first: those held, and the newest at or below
+    /// `before`. A truncation falls back to them.
+    memberships: VecDeque<EntryId>,
     /// The oldest segment with entries that a reset dropped (L7).
     kept_from: Option<u64>,
 }
@@ -55,6 +67,26 @@ impl Entries {
         // Entries become durable in order, so that the first one lies in the oldest segment.
         let first = self.slots.front().and_then(|slot| slot.place).map(|place| place.segment);
         first.into_iter().chain(self.kept_from).min()
+    }
+
+    fn is_membership(&self, index: u64) -> bool {
+        self.memberships.binary_search_by_key(&index, |id| id.index).is_ok()
+    }
+
+    /// The newest membership entry at or below an index, which is not below `before`.
+    fn membership_up_to(&self, index: Option<u64>) -> Option<EntryId> {
+        self.memberships.iter().rev().find(|id| Some(id.index) <= index).copied()
+    }
+
+    /// Takes over which membership entry is the newest, after `before` was moved.
+    fn name_membership(&mut self, newest: Option<EntryId>) {
+        self.memberships.retain(|id| Some(id.index) < index_of(newest));
+        // Not in the list so far if it lay in a segment that is gone.
+        self.memberships.extend(newest);
+        let before = index_of(self.before);
+        while self.memberships.get(1).is_some_and(|id| Some(id.index) <= before) {
+            self.memberships.pop_front();
+        }
     }
 }
 
@@ -141,7 +173,7 @@ impl Index {
                     self.tail.release(&mut slot);
                 }
             }
-            Change::Entry { id, prev } => {
+            Change::Entry { id, prev, membership } => {
                 let next = prev.is_none_or(|prev| prev.index.checked_add(1) == Some(id.index));
                 if *prev != last || !next {
                     return Err(follows(*id, *prev, last));
@@ -149,30 +181,37 @@ impl Index {
                 if let Some(payload) = &payload {
                     self.tail.hold(payload);
                 }
-                let slots = &mut self.logs.entry(stream).or_default().slots;
-                slots.push_back(Slot { id: *id, place, payload });
+                let entries = self.logs.entry(stream).or_default();
+                entries.slots.push_back(Slot { id: *id, place, payload });
+                if *membership {
+                    entries.memberships.push_back(*id);
+                }
             }
-            Change::Truncate(after) => {
+            Change::Truncate { after, membership } => {
                 self.truncate(stream, *after);
+                self.logs.entry(stream).or_default().name_membership(*membership);
             }
-            Change::Purge(upto) => {
+            Change::Purge { upto, membership } => {
                 self.purge(stream, *upto);
                 let entries = self.logs.entry(stream).or_default();
                 if Some(upto.index) >= index_of(entries.before) {
                     entries.kept_from = None;
                 }
+                entries.name_membership(*membership);
             }
-            Change::Reset(after) => {
+            Change::Reset { after, membership } => {
                 let entries = self.logs.entry(stream).or_default();
                 entries.kept_from = entries.oldest_segment();
                 entries.before = Some(*after);
+                entries.name_membership(*membership);
                 for mut slot in std::mem::take(&mut entries.slots) {
                     self.tail.release(&mut slot);
                 }
             }
             Change::State(state) if !self.ledger.streams.contains_key(&stream) => {
                 // The segments before this one are gone: nothing older was needed.
-                let entries = Entries { before: state.last, ..Entries::default() };
+                let memberships = state.membership.into_iter().collect();
+                let entries = Entries { before: state.last, memberships, ..Entries::default() };
                 self.logs.insert(stream, entries);
             }
             Change::State(state) => {
@@ -183,6 +222,7 @@ impl Index {
                 if let Some(upto) = state.purged {
                     self.purge(stream, upto);
                 }
+                self.logs.entry(stream).or_default().name_membership(state.membership);
             }
         }
         Ok(())
@@ -214,6 +254,52 @@ impl Index {
         if index_of(entries.before) < Some(upto.index) {
             entries.before = Some(upto);
         }
+    }
+
+    /// The newest membership entry that is left when the entries after `after` are dropped.
+    pub(crate) fn membership_after_truncate(
+        &self,
+        stream: StreamId,
+        after: Option<EntryId>,
+    ) -> Option<EntryId> {
+        let entries = self.logs.get(&stream)?;
+        entries.membership_up_to(index_of(after).max(index_of(entries.before)))
+    }
+
+    /// The newest membership entry that is left when the entries up to `upto` are dropped.
+    pub(crate) fn membership_after_purge(
+        &self,
+        stream: StreamId,
+        upto: EntryId,
+    ) -> Option<EntryId> {
+        let state = self.ledger.streams.get(&stream)?;
+        if Some(upto.index) <= index_of(state.last) {
+            // It is an entry of this log, and so all before it led there.
+            state.membership
+        } else {
+            self.membership_after_reset(stream, upto)
+        }
+    }
+
+    /// The newest membership entry that is left when all entries are given up for `after`, which
+    /// the log does not hold. Entries above the commit hint may be those of a leader that was
+    /// overruled: no checkpoint at `after` would know them, and so they are not named any more.
+    pub(crate) fn membership_after_reset(
+        &self,
+        stream: StreamId,
+        after: EntryId,
+    ) -> Option<EntryId> {
+        let entries = self.logs.get(&stream)?;
+        let committed = self.ledger.streams.get(&stream)?.committed;
+        let sure = index_of(committed).max(index_of(entries.before));
+        entries.membership_up_to(sure.min(Some(after.index)))
+    }
+
+    /// The membership entries that are held, oldest first.
+    pub(crate) fn memberships(&self, stream: StreamId) -> Vec<EntryId> {
+        let Some(entries) = self.logs.get(&stream) else { return Vec::new() };
+        let before = index_of(entries.before);
+        entries.memberships.iter().filter(|id| Some(id.index) > before).copied().collect()
     }
 
     /// Takes note that an entry is durable.
@@ -294,7 +380,7 @@ impl Index {
         stream: StreamId,
         range: Range<u64>,
         max_bytes: usize,
-    ) -> Vec<(EntryId, Source)> {
+    ) -> Vec<Picked> {
         let Some(entries) = self.logs.get(&stream) else { return Vec::new() };
         let Some(first) = entries.slot_at(range.start) else { return Vec::new() };
         let mut picked = Vec::new();
@@ -312,7 +398,8 @@ impl Index {
             if bytes > max_bytes && !picked.is_empty() {
                 break;
             }
-            picked.push((slot.id, source));
+            let membership = entries.is_membership(slot.id.index);
+            picked.push(Picked { id: slot.id, membership, source });
         }
         picked
     }

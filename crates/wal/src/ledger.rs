@@ -77,24 +77,32 @@ impl LogState {
             Change::State(state) => self.vote = state.vote.or(self.vote),
             _ if damaged => {}
             Change::Committed(id) => self.committed = Some(*id),
-            Change::Entry { id, .. } => self.last = Some(*id),
-            Change::Truncate(after) => {
+            Change::Entry { id, membership, .. } => {
+                self.last = Some(*id);
+                if *membership {
+                    self.membership = Some(*id);
+                }
+            }
+            Change::Truncate { after, membership } => {
                 if index_of(*after) < index_of(self.last) {
                     let purged = index_of(*after) < index_of(self.purged);
                     self.last = if purged { self.purged } else { *after };
                 }
+                self.membership = *membership;
             }
-            Change::Purge(upto) => {
+            Change::Purge { upto, membership } => {
                 if index_of(self.purged) < Some(upto.index) {
                     self.purged = Some(*upto);
                 }
                 if index_of(self.last) < Some(upto.index) {
                     self.last = Some(*upto);
                 }
+                self.membership = *membership;
             }
-            Change::Reset(after) => {
+            Change::Reset { after, membership } => {
                 self.purged = Some(*after);
                 self.last = Some(*after);
+                self.membership = *membership;
                 // What was known as committed beyond it is no longer held.
                 if index_of(self.committed) > Some(after.index) {
                     self.committed = Some(*after);

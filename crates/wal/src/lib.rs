@@ -46,9 +46,10 @@
 //!
 //! 1. no later batch says that it was durable. Every batch carries a *durable mark*: up to here
 //!    everything was synced when I was written;
-//! 2. one of its sectors was never written. A sector that this log writes ends with a *tag*, made
-//!    of the segment's random salt and the sector's position. An unwritten sector holds zeros, or,
-//!    in a recycled file, the tag of the file's former life. Rot does not make either.
+//! 2. one of its sectors was never written to its end. A sector that this log writes ends with a
+//!    *tag*, made of the segment's random salt and the sector's position, and never zero. Where
+//!    nothing was written there are zeros, or, in a recycled file, the tag of the file's former life.
+//!    Rot does not make either.
 //!
 //! Everything else is damage. It concerns the replicas that the batch's *manifest* names; the
 //! manifest stands at both ends of the batch, under a checksum of its own, so that it is usually
@@ -71,13 +72,30 @@
 //!
 //! - *seals* the segments before it: from now on they end there, whatever lies behind;
 //! - holds the *hard state* of all replicas and the tombstones (L6): vote, committed and purge
-//!   point, last entry. That is the second copy of every vote, and what lets old segments go;
+//!   point, last entry, newest membership entry. That is the second copy of every vote, and what
+//!   lets old segments go;
 //! - then holds what was queued.
 //!
 //! When all entries in the oldest segments have been purged, durably, one of them is kept to be
 //! recycled and the others are removed, oldest first. To recycle: fill with zeros what its last
 //! life did not write, sync; rename, sync the folder; write the new header, which keeps the former
 //! salt, sync.
+//!
+//! # Memberships
+//!
+//! An entry may be flagged as one that changes who is a member; the log does not look into it. The
+//! hard state names the newest one (L6), so that a replica never starts with the members of an
+//! older one without noticing:
+//!
+//! - a truncation falls back to the one before;
+//! - a purge up to an entry of the log leaves the name, though not the entry: the checkpoint at the
+//!   purge point knows its content;
+//! - when the log gives up its entries for one that it never held (a reset, or a purge beyond its
+//!   end), only what the commit hint covers stays named. The rest may be entries of a leader that
+//!   was overruled, which no checkpoint knows.
+//!
+//! What the name becomes is written into the record of such a change: by the time of a recovery,
+//! the segment with the entry may be gone.
 //!
 //! # Recovery
 //!
@@ -105,7 +123,8 @@
 //! All numbers are little-endian. `crc` is CRC-32 (IEEE); `crc*` is the same over the salt's eight
 //! bytes and then the named bytes. An *identity* has 25 bytes: a flag (0 none, 1 some), term u64,
 //! leader u64, index u64, zeros when there is none. A *vote* has 18: flag, term u64, leader u64,
-//! committed u8. A *hard state* is a vote and the identities committed, purged, last.
+//! committed u8. A *hard state* has 118: a vote and the identities committed, purged, last,
+//! membership.
 //!
 //! A segment begins with its header, twice, at 0 and at 4096. One good copy is enough.
 //!
@@ -151,13 +170,16 @@
 //!  record                                kinds and bodies
 //!   0  crc* of bytes 4.. u32              1 create                2 destroy
 //!   4  bytes of the whole record u32      3 vote                  4 committed: identity
-//!   8  segment number u64                 5 entry: identity, identity before it, payload
-//!  16  group u64                          6 truncate: last identity kept
-//!  24  replica u64                        7 purge: last identity dropped
-//!  32  kind u8                            8 reset: identity that the log begins after
-//!  33  body                               9 hard state
+//!   8  segment number u64                 5 entry: identity, identity before it,
+//!  16  group u64                            membership u8 (1 if it changes members), payload
+//!  24  replica u64                        6 truncate: last identity kept, membership
+//!  32  kind u8                            7 purge: last identity dropped, membership
+//!  33  body                               8 reset: identity that the log begins after, membership
+//!                                         9 hard state
 //!                                        10 damaged: offset u64, file, reason (length u16, UTF-8)
 //! ```
+//!
+//! The membership in 6, 7 and 8 is the identity that the hard state names from then on.
 //!
 //! A damage record whose group and replica have all bits set says that replicas may have been lost
 //! whose very birth is unreadable.
@@ -245,6 +267,9 @@ pub struct Vote {
 pub struct Entry {
     /// Which one it is.
     pub id: EntryId,
+    /// Whether it changes who is a member. The log keeps the place of the newest such entry in its
+    /// hard state.
+    pub membership: bool,
     /// At most 1 GiB.
     pub payload: Bytes,
 }
@@ -260,6 +285,9 @@ pub struct LogState {
     pub purged: Option<EntryId>,
     /// The last entry of the log, or `purged` when none is held.
     pub last: Option<EntryId>,
+    /// The newest membership entry at or below `last` that the log has held and that is known to
+    /// have led there. At or below `purged` its content is in the checkpoint.
+    pub membership: Option<EntryId>,
 }
 
 /// Called once, with the outcome, on the thread of the writer, or at once when an operation is

@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use crate::format::record::{Change, Record};
 use crate::format::{BLOCK, Place, file_name, sectors_of};
-use crate::index::{Index, Source};
+use crate::index::{Index, Picked, Source};
 use crate::recovery::Survey;
 use crate::segment::{ReadError, Segment, Store};
 use crate::shared::{Hook, Request, Shared, State};
@@ -193,7 +193,7 @@ impl GroupLog {
         self.submit(false, Some(done), |state| {
             let mut prev = state.index.ledger.last(self.stream);
             let mut changes = Vec::with_capacity(entries.len());
-            for Entry { id, payload } in entries {
+            for Entry { id, membership, payload } in entries {
                 let next = prev.is_none_or(|prev| prev.index.checked_add(1) == Some(id.index));
                 if !next || payload.len() > PAYLOAD_BYTES {
                     let held = prev.map_or_else(|| "nothing".to_owned(), |prev| prev.to_string());
@@ -201,7 +201,7 @@ impl GroupLog {
                     let reason = format!("entry {id} of {bytes} bytes cannot follow {held}");
                     return Err(WalError::Refused { reason });
                 }
-                changes.push((Change::Entry { id, prev }, payload));
+                changes.push((Change::Entry { id, prev, membership }, payload));
                 prev = Some(id);
             }
             state.take_over(self.stream, changes)
@@ -210,31 +210,40 @@ impl GroupLog {
 
     /// Saves a vote; it may be told to others only after `done`.
     pub fn save_vote(&self, vote: Vote, done: Completion) {
-        self.change(false, Some(done), Change::Vote(vote));
+        self.change(false, Some(done), |_| Change::Vote(vote));
     }
 
     /// Saves how far the log is known to be committed: a hint. It rides with the next batch and
     /// causes none.
     pub fn save_committed(&self, committed: EntryId) {
-        self.change(true, None, Change::Committed(committed));
+        self.change(true, None, |_| Change::Committed(committed));
     }
 
     /// Drops all entries after this one; all that are not purged when `None`. Takes effect at once;
     /// rides with the next batch, and so is durable no later than what is appended next.
     pub fn truncate_after(&self, after: Option<EntryId>) {
-        self.change(true, None, Change::Truncate(after));
+        self.change(true, None, |index| {
+            let membership = index.membership_after_truncate(self.stream, after);
+            Change::Truncate { after, membership }
+        });
     }
 
     /// Drops all entries up to this one, also when the log ends before it; the log then goes on
     /// after it. Takes effect at once. The caller keeps E1.
     pub fn purge(&self, upto: EntryId) {
-        self.change(false, None, Change::Purge(upto));
+        self.change(false, None, |index| {
+            let membership = index.membership_after_purge(self.stream, upto);
+            Change::Purge { upto, membership }
+        });
     }
 
     /// Drops all entries; the log goes on after this one, which it does not hold (L7). What is
     /// dropped stays on the disk until a purge at or above it.
     pub fn reset(&self, after: EntryId, done: Completion) {
-        self.change(false, Some(done), Change::Reset(after));
+        self.change(false, Some(done), |index| {
+            let membership = index.membership_after_reset(self.stream, after);
+            Change::Reset { after, membership }
+        });
     }
 
     /// Consecutive entries from `range.start`, as many as are held and no more than about
@@ -249,7 +258,7 @@ impl GroupLog {
             state.check(self.stream)?;
             let picked = state.index.pick(self.stream, range, max_bytes);
             let mut segments = BTreeMap::new();
-            for (_, source) in &picked {
+            for Picked { source, .. } in &picked {
                 if let Source::Disk(place) = source
                     && let Some(segment) = state.segments.get(&place.segment)
                 {
@@ -259,13 +268,13 @@ impl GroupLog {
             (picked, segments)
         };
         let mut entries = Vec::with_capacity(picked.len());
-        for (id, source) in picked {
+        for Picked { id, membership, source } in picked {
             let payload = match source {
                 Source::Memory(payload) => Some(payload),
                 Source::Disk(place) => self.read(segments.get(&place.segment), id, place)?,
             };
             let Some(payload) = payload else { break };
-            entries.push(Entry { id, payload });
+            entries.push(Entry { id, membership, payload });
         }
         Ok(entries)
     }
@@ -307,13 +316,34 @@ impl GroupLog {
         state.index.ledger.streams.get(&self.stream).cloned().unwrap_or_default()
     }
 
+    /// The membership entries that are held, oldest first. [`LogState::membership`] is the last of
+    /// them; when there are none, it names one that is held no more.
+    #[must_use]
+    pub fn memberships(&self) -> Vec<EntryId> {
+        self.shared.state.lock().index.memberships(self.stream)
+    }
+
+    /// What [`LogState::membership`] would be without the entries that are held.
+    #[cfg(test)]
+    pub(crate) fn membership_below(&self) -> Option<EntryId> {
+        self.shared.state.lock().index.membership_after_truncate(self.stream, None)
+    }
+
     #[cfg(test)]
     pub(crate) fn tail(&self) -> (usize, usize, usize) {
         self.shared.state.lock().index.tail()
     }
 
-    fn change(&self, can_wait: bool, done: Option<Completion>, change: Change) {
-        self.submit(can_wait, done, |state| state.take_over(self.stream, [(change, Bytes::new())]));
+    fn change(
+        &self,
+        can_wait: bool,
+        done: Option<Completion>,
+        change: impl FnOnce(&Index) -> Change,
+    ) {
+        self.submit(can_wait, done, |state| {
+            let change = change(&state.index);
+            state.take_over(self.stream, [(change, Bytes::new())])
+        });
     }
 
     fn submit(

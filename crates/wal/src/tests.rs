@@ -8,5 +8,6 @@ mod damage;
 mod disk;
 mod format;
 mod handles;
+mod memberships;
 mod model;
 mod recycle;

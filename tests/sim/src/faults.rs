@@ -136,7 +136,7 @@ async fn fail_sync(world: &Arc<World>, node: NodeId, down_ms: u64) {
         return;
     };
     let before = process.host.wal().stats().batches;
-    machine.disk.fail_next_syncs(1);
+    machine.fail_next_log_sync();
     let stopped = tokio::time::timeout(STOP_LIMIT, process.env.tasks.stop_requested()).await;
     // Every batch is synced: the first one fails, so that a further one must not exist.
     let went_on = process.host.wal().stats().batches > before;

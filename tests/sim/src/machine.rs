@@ -5,7 +5,7 @@
 //! of it still run reach nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use annulus_runtime::{Random, SimDisk};
@@ -21,6 +21,8 @@ pub(crate) struct Machine {
     slot: Mutex<Slot>,
     /// What the log takes longer because of a fault.
     stall_ms: AtomicU64,
+    /// The log's next sync fails.
+    sync_fails: AtomicBool,
 }
 
 #[derive(Default)]
@@ -40,6 +42,7 @@ impl Machine {
             random: Random::seeded(random.u64()),
             slot: Mutex::default(),
             stall_ms: AtomicU64::new(0),
+            sync_fails: AtomicBool::new(false),
         }
     }
 
@@ -60,6 +63,8 @@ impl Machine {
         }
         slot.is_booting = true;
         slot.boots += 1;
+        // It was meant for the process before.
+        self.sync_fails.store(false, Ordering::Relaxed);
         Some(slot.boots)
     }
 
@@ -100,6 +105,16 @@ impl Machine {
 
     pub(crate) fn set_stall(&self, by_ms: u64) {
         self.stall_ms.store(by_ms, Ordering::Relaxed);
+    }
+
+    /// The next sync of the log fails, if there is one before the process ends.
+    pub(crate) fn fail_next_log_sync(&self) {
+        self.sync_fails.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a sync of the log is to fail now; it is then no more.
+    pub(crate) fn takes_sync_failure(&self) -> bool {
+        self.sync_fails.swap(false, Ordering::Relaxed)
     }
 
     /// How long the next write and sync of the log take.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_engine::{Engine, MemoryEngine};
-use annulus_raft::{AddressBook, Group, GroupSpec, Host, Options, Timing};
+use annulus_raft::{AddressBook, Group, GroupSpec, Host, OnDead, Options, Timing};
 use annulus_runtime::{Clock, Disk, Env, OnEnd, Random, Tasks};
 use annulus_server::operation::Op;
 use annulus_server::{ShardMachine, Shards};
@@ -30,8 +30,8 @@ use crate::routes::{GroupRoute, host_of, info_of, peer_addr};
 use crate::trace::Trace;
 use crate::world::World;
 
+const DATA_DIR: &str = "/";
 const LOG_DIR: &str = "/log";
-const SNAPSHOTS_DIR: &str = "/snapshots";
 /// Small, so that entries are read back from the disk.
 const LOG_TAIL_BYTES: usize = 64 << 10;
 /// What people would read on the wall when the run begins.
@@ -92,14 +92,19 @@ impl Process {
         let shards = Shards::open(Arc::clone(&engine))?;
         let book = Arc::new(AddressBook::default());
         book.from_table(&world.routes.nodes);
+        // No fault of a run sets a folder back: a refused one is a violation, as any stop is.
+        let tasks = env.tasks.clone();
+        let on_dead = OnDead::new(move |reason| {
+            tasks.request_stop(&format!("a peer refuses its data folder: {reason}"));
+        });
         let options = Options::new(
             world.cluster,
             info_of(node),
             u64::from(node.0),
             (boot, env.random.u64()),
-            wal.newest_segment(),
             Timing::default(),
-            Path::new(SNAPSHOTS_DIR).to_owned(),
+            Path::new(DATA_DIR).to_owned(),
+            on_dead,
         );
         let host = Host::start_driven(&env, options, Arc::clone(&engine), wal, book)?;
         let served = peer::serve(Arc::clone(&host), listener);
@@ -143,7 +148,18 @@ impl LogDriver {
                 _ = self.tasks.stop_requested() => return,
                 () = tokio::time::sleep(time) => {}
             }
-            if let Err(error) = self.writer.step() {
+            // The log's own sync, not that of another file (N1's memory of peers).
+            let fails = self.machine.takes_sync_failure();
+            if fails {
+                self.machine.disk.fail_next_syncs(1);
+            }
+            let stepped = self.writer.step();
+            if fails && matches!(stepped, Ok(0)) {
+                // Nothing was synced: the next step then.
+                self.machine.disk.fail_next_syncs(0);
+                self.machine.fail_next_log_sync();
+            }
+            if let Err(error) = stepped {
                 let node = self.machine.plan.node;
                 self.trace.line(format_args!("node {node}"), format_args!("log: {error}"));
                 return;

@@ -1,7 +1,7 @@
 //! The files of a snapshot: one per part of the machine's state, and a manifest (E2).
 //!
 //! ```text
-//! <group>-<index>-<n>/        n tells snapshots of one entry apart
+//! <group>-<index>-<n>/        n tells snapshots of one entry apart; `keep` names those that stay
 //!   manifest                  version u8 = 1 | crc32 of the rest u32 | group u64
 //!                             | bytes u32 | state of the group as in the engine
 //!                             | files u32 | per file, by id: id u64 | bytes u64 | crc32 u32
@@ -22,6 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use annulus_engine::Row;
+use annulus_runtime::disk::read_file;
 use annulus_runtime::{Disk, DiskFile, Open};
 use annulus_types::GroupId;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -32,7 +33,9 @@ use crate::machine::GroupState;
 use crate::types::{LogId, Malformed, TypeConfig};
 
 const VERSION: u8 = 1;
-const MANIFEST: &str = "manifest";
+pub(super) const MANIFEST: &str = "manifest";
+/// The longest manifest, bytes: far above that of a group with every shard.
+const MANIFEST_BYTES_MOST: u64 = 16 * 1024 * 1024;
 /// Files are read and written in pieces of about this many bytes.
 pub(crate) const CHUNK_BYTES: usize = 1024 * 1024;
 /// Lengths in front of a row.
@@ -107,6 +110,12 @@ impl Manifest {
         Ok(Self { group, state, files })
     }
 
+    /// Reads the manifest of the folder `dir`. Waits on the disk.
+    pub(crate) fn load(disk: &dyn Disk, dir: &Path) -> io::Result<Self> {
+        let bytes = read_file(disk, &dir.join(MANIFEST), MANIFEST_BYTES_MOST)?;
+        Self::decode(Bytes::from(bytes)).map_err(|Malformed(what)| invalid(what))
+    }
+
     /// The entry up to which the snapshot goes.
     pub(crate) fn last(&self) -> Result<LogId, Malformed> {
         self.state.applied.ok_or(Malformed("snapshot of nothing"))
@@ -126,7 +135,7 @@ impl Manifest {
     }
 }
 
-fn file_name(id: u64) -> String {
+pub(super) fn file_name(id: u64) -> String {
     format!("{id}.rows")
 }
 

@@ -1,8 +1,9 @@
 //! Snapshots: how a replica that needs entries which its leader holds no more gets the state that
 //! stands for them.
 //!
-//! No log is purged yet, but one may begin late: a log that the engine has overtaken (L7). openraft
-//! then asks the leader's state machine for a snapshot and the network to bring it to the follower.
+//! No log is purged to save space yet, but one may begin late: a log that the engine has overtaken
+//! (L7), and that of whoever was brought up by a snapshot. openraft then asks the leader's state machine
+//! for a snapshot and the network to bring it to the follower.
 //!
 //! 1. *Picture*: between two entries, views of everything that belongs to the group are taken, with
 //!    the group's own state (applied entry, membership, group time). This costs next to nothing, so
@@ -12,26 +13,31 @@
 //! 3. *Transfer* ([`send`], [`receive`]): a call of its own beside the peer link. The receiver checks
 //!    who sends what to whom (N2), and every file against the manifest, before openraft hears of it.
 //! 4. *Installation* ([`install`]): the rows go under new prefixes, where no reader sees them, then one
-//!    batch switches the records and the group's state (E3).
+//!    batch switches the records and the group's state (E3). Before that the files become the kept files
+//!    of the replica ([`keep`]).
+//! 5. *Refill* ([`refill`]): a replica whose engine is behind the beginning of its log, because an engine
+//!    was lost, gets the state of its kept files before its Raft is built, in the same way.
 //!
 //! # Invariants
 //!
 //! - A snapshot is the state at exactly one applied entry: views are taken where nothing is applied.
 //! - What is installed was complete and matched its checksums.
-//! - The log is purged up to a snapshot only after the engine has made it durable: openraft purges
-//!   when [`install`] has returned.
+//! - The log is purged up to a snapshot only after its files are kept and the engine has made it
+//!   durable: openraft purges when [`install`] has returned. What cannot be kept is not installed.
 //!
 //! # Failure
 //!
 //! A transfer that breaks, or is refused, is tried again by openraft after a pause, from the
-//! beginning. A crash leaves files, which go at the next start, and perhaps rows under prefixes that
-//! no record names, which the machine removes. An installation that fails stops the replica (W8). Not
-//! covered: an engine that loses what it has installed although it said that it was durable; the log
-//! has no longer what would be needed to make up for it, and the replica has to be replaced.
+//! beginning. A crash leaves files, which go at the next start unless they are kept, and perhaps rows
+//! under prefixes that no record names, which the machine removes. An installation that fails stops the
+//! replica (W8). A lost engine whose replica has no kept files, or none that verify or reach the log,
+//! leaves the replica absent, with the reason.
 
 pub(crate) mod files;
 mod install;
+mod keep;
 pub(crate) mod receive;
+mod refill;
 pub(crate) mod send;
 pub(crate) mod store;
 

@@ -1,15 +1,17 @@
 //! The node's folder of snapshots: who may use it, names in it, and how its disk is waited for.
 //!
-//! Nothing in the folder outlives the process that put it there, so nothing in it is ever synced: a
-//! snapshot is made to be sent, or was received to be installed. What a crash leaves behind goes at
-//! the next start.
+//! A snapshot is made to be sent, or was received to be installed. It does not outlive the process that
+//! put it there, and is not synced; what a crash leaves behind goes at the next start. The exception
+//! are files that were installed: they are kept (`keep`), and only those of replicas that the log does
+//! not know any more go at the start.
 //!
 //! # Invariants
 //!
 //! - At most two groups hold views of the engine for a snapshot, and at most two snapshots are being
 //!   received (E2).
 //! - A [`Place`] is removed when its last holder is gone, and its name is not used again by this
-//!   process: whoever still sends from an older snapshot is not disturbed.
+//!   process: whoever still sends from an older snapshot is not disturbed. One whose files are kept has
+//!   been renamed by then.
 //! - No task waits for the disk on a thread that others need: see [`SnapshotStore::run`].
 
 use std::io;
@@ -19,8 +21,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use annulus_runtime::Disk;
 use annulus_types::GroupId;
+use annulus_wal::StreamId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::keep;
 use crate::waits::Waits;
 
 /// Groups whose views may be held at once (E2).
@@ -43,17 +47,10 @@ pub(crate) struct SnapshotStore {
 }
 
 impl SnapshotStore {
-    /// Removes what an earlier process left in `dir`. A folder that cannot be removed costs space and
-    /// nothing else.
+    /// Removes what an earlier process left in `dir` and did not keep. A folder that cannot be removed
+    /// costs space and nothing else.
     pub(crate) fn open(disk: Arc<dyn Disk>, dir: PathBuf, waits: Waits) -> Arc<Self> {
-        let removed = match disk.exists(&dir) {
-            Ok(true) => disk.remove_dir_all(&dir),
-            Ok(false) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = removed {
-            tracing::warn!(folder = %dir.display(), %error, "former snapshots are still there");
-        }
+        keep::clear(disk.as_ref(), &dir, |kept| kept.is_some());
         Arc::new(Self {
             disk,
             dir,
@@ -64,6 +61,12 @@ impl SnapshotStore {
             #[cfg(test)]
             spoils: std::sync::atomic::AtomicBool::new(false),
         })
+    }
+
+    /// Removes what was kept for replicas that are not known any more. Waits on the disk.
+    pub(crate) fn forget_strangers(&self, is_known: impl Fn(StreamId) -> bool) {
+        let stays = |kept: Option<keep::Kept>| kept.is_none_or(|kept| is_known(kept.stream));
+        keep::clear(self.disk.as_ref(), &self.dir, stays);
     }
 
     /// Runs a piece of work that waits on the disk or the engine. Dropping the future does not end
@@ -80,6 +83,10 @@ impl SnapshotStore {
 
     pub(crate) fn disk(&self) -> Arc<dyn Disk> {
         Arc::clone(&self.disk)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Leave to hold views of one group; `None` while too many do.

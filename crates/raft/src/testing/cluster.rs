@@ -163,6 +163,11 @@ impl TestCluster {
         self.group(node).replica.applied().id
     }
 
+    /// A node's disk, whether a process runs or not.
+    pub(super) fn disk(&self, node: u32) -> &SimDisk {
+        self.node(node).disk()
+    }
+
     pub(super) fn log_state(&self, node: u32) -> LogState {
         log_state(self.host(node).wal(), node)
     }
@@ -223,6 +228,39 @@ impl TestCluster {
 
     pub(super) fn heal(&self, a: u32, b: u32) {
         self.world.heal(host_of(a), host_of(b));
+    }
+
+    /// What the process of a node was told of the end of its folder.
+    pub(super) fn told_dead(&self, node: u32) -> Vec<String> {
+        self.node(node).process().dead.lock().clone()
+    }
+
+    /// Starts of a node's folder so far.
+    pub(super) fn boots(&self, node: u32) -> u64 {
+        self.node(node).boots()
+    }
+
+    /// A copy of a node's folder as it is now.
+    pub(super) fn image(&self, node: u32) -> SimDisk {
+        self.node(node).image()
+    }
+
+    /// Gives a node that is down another folder, which counts so many starts.
+    pub(super) fn replace_folder(&mut self, node: u32, disk: SimDisk, boots: u64) {
+        self.nodes.get_mut(&node).expect("a node of the cluster").replace_folder(disk, boots);
+    }
+
+    /// Gives a node that is down an empty folder.
+    pub(super) fn wipe(&mut self, node: u32) {
+        self.nodes.get_mut(&node).expect("a node of the cluster").wipe();
+    }
+
+    /// Puts a copy of a node's folder on a machine of its own; nothing runs there yet. From now on
+    /// the machine's number names the copy.
+    pub(super) fn copy_folder(&mut self, node: u32, machine: u32) {
+        let copy = self.node(node).copy_to(machine);
+        let former = self.nodes.insert(machine, copy);
+        assert!(former.is_none(), "the machine is taken");
     }
 
     /// Ends a node's process.

@@ -1,15 +1,17 @@
 //! One node of a test cluster: what outlives its processes, and the process that runs now.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_engine::MemoryEngine;
-use annulus_runtime::{Clock, Env, OnEnd, Random, SimDisk, SimWorld, Tasks};
+use annulus_runtime::{Clock, Disk, Env, OnEnd, Open, Random, SimDisk, SimWorld, Tasks};
 use annulus_types::{ClusterId, GroupId, NodeId, NodeInfo, ReplicaId};
 use annulus_wal::{EntryId, StreamId, Wal};
+use parking_lot::Mutex;
 
 use super::disk::{DiskSwitch, drive};
 use super::process_engine::ProcessEngine;
@@ -18,7 +20,7 @@ use super::server::serve;
 use crate::book::AddressBook;
 use crate::host::{GroupSpec, Host, HostError};
 use crate::machine::GroupState;
-use crate::options::{Options, Timing, WeakenHost};
+use crate::options::{OnDead, Options, Timing, WeakenHost};
 use crate::types::entry_id;
 
 pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
@@ -60,9 +62,14 @@ pub(super) enum Rows {
 
 pub(super) struct TestNode {
     number: u32,
+    /// The machine that it runs on: of the same number, unless it is a copy of another node.
+    machine: u32,
+    /// The incarnation of its folder.
+    life: u64,
     random: Random,
     disk: SimDisk,
     rows: Arc<MemoryEngine>,
+    /// Starts of the folder, as the folder counts them.
     boots: u64,
     process: Option<Process>,
 }
@@ -70,6 +77,8 @@ pub(super) struct TestNode {
 pub(super) struct Process {
     pub(super) host: Arc<Host>,
     pub(super) disk: Arc<DiskSwitch>,
+    /// What the host has told of the end of its folder.
+    pub(super) dead: Arc<Mutex<Vec<String>>>,
     engine: Arc<ProcessEngine>,
 }
 
@@ -78,11 +87,73 @@ impl TestNode {
         let random = Random::seeded(seed);
         let disk = SimDisk::new(random.clone());
         let rows = Arc::new(MemoryEngine::new());
-        Self { number, random, disk, rows, boots: 0, process: None }
+        let (machine, life) = (number, u64::from(number));
+        Self { number, machine, life, random, disk, rows, boots: 0, process: None }
+    }
+
+    /// A node made of a copy of this one's folder as it is now, on another machine.
+    pub(super) fn copy_to(&self, machine: u32) -> Self {
+        let random = Random::seeded(self.random.u64());
+        let (disk, rows) = (self.image(), Arc::new(MemoryEngine::new()));
+        let Self { number, life, boots, .. } = *self;
+        Self { number, machine, life, random, disk, rows, boots, process: None }
+    }
+
+    /// Starts of the folder so far.
+    pub(super) fn boots(&self) -> u64 {
+        self.boots
+    }
+
+    /// A copy of the node's folder as it is now, all of it durable.
+    pub(super) fn image(&self) -> SimDisk {
+        let copy = SimDisk::new(Random::seeded(self.random.u64()));
+        let mut folders = vec![PathBuf::from("/")];
+        while let Some(folder) = folders.pop() {
+            for name in self.disk.list(&folder).expect("a folder") {
+                let path = folder.join(name);
+                match self.disk.open(&path, Open::Read) {
+                    Ok(file) => {
+                        let len = file.len().expect("memory does not fail");
+                        let mut data = vec![0; usize::try_from(len).expect("a small file")];
+                        file.read_exact_at(&mut data, 0).expect("memory does not fail");
+                        let twin = copy.open(&path, Open::CreateNew).expect("an empty disk");
+                        twin.write_all_at(&data, 0).expect("room enough");
+                        twin.sync_data().expect("memory does not fail");
+                    }
+                    Err(error) if error.kind() == ErrorKind::IsADirectory => {
+                        copy.create_dir_all(&path).expect("room enough");
+                        folders.push(path);
+                    }
+                    Err(error) => panic!("{}: {error}", path.display()),
+                }
+            }
+            copy.sync_dir(&folder).expect("memory does not fail");
+        }
+        copy
+    }
+
+    /// The next process finds another folder, which counts so many starts.
+    pub(super) fn replace_folder(&mut self, disk: SimDisk, boots: u64) {
+        assert!(self.process.is_none(), "the folder is in use");
+        self.disk = disk;
+        self.boots = boots;
+    }
+
+    /// The next process finds an empty folder, and makes a new one of it.
+    pub(super) fn wipe(&mut self) {
+        let random = Random::seeded(self.random.u64());
+        self.replace_folder(SimDisk::new(random), 0);
+        self.lose_rows();
+        self.life += 1000;
     }
 
     pub(super) fn process(&self) -> &Process {
         self.process.as_ref().expect("the node runs")
+    }
+
+    /// The disk itself, whatever becomes of processes.
+    pub(super) fn disk(&self) -> &SimDisk {
+        &self.disk
     }
 
     pub(super) fn registers(&self) -> BTreeMap<String, u64> {
@@ -102,7 +173,7 @@ impl TestNode {
         let env = Env {
             clock: Clock::simulated(1000, 0),
             random: random.clone(),
-            network: Arc::new(world.network(host_of(self.number))),
+            network: Arc::new(world.network(host_of(self.machine))),
             disk: Arc::new(self.disk.process()),
             tasks: Tasks::new(),
         };
@@ -119,15 +190,17 @@ impl TestNode {
         let book = Arc::new(AddressBook::default());
         book.from_table(everyone);
         let boot = (self.boots, random.u64());
-        let segment = wal.newest_segment();
-        let info = info_of(self.number);
-        let (life, timing) = (u64::from(self.number), Timing::default());
-        let snapshots = PathBuf::from("/snapshots");
-        let options = Options::new(CLUSTER, info, life, boot, segment, timing, snapshots);
+        let peer_addr = addr_of(self.machine).to_string();
+        let info = NodeInfo { peer_addr, ..info_of(self.number) };
+        let dead = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&dead);
+        let on_dead = OnDead::new(move |reason| told.lock().push(reason.to_owned()));
+        let (timing, folder) = (Timing::default(), PathBuf::from("/"));
+        let options = Options::new(CLUSTER, info, self.life, boot, timing, folder, on_dead);
         let host = Host::with_weaken(&env, options, engine.clone(), wal, book, weaken)
             .expect("the default times hold together");
         let listener =
-            env.network.listen(addr_of(self.number)).await.expect("the former process is gone");
+            env.network.listen(addr_of(self.machine)).await.expect("the former process is gone");
         env.tasks.spawn("peer server", OnEnd::Ignore, serve(listener, Arc::clone(&host)));
         // Links come with the groups; a first group is born when all are up.
         if self.boots == 1 {
@@ -135,7 +208,7 @@ impl TestNode {
                 drop(host.links.find(other.id));
             }
         }
-        self.process = Some(Process { host, disk, engine });
+        self.process = Some(Process { host, disk, dead, engine });
     }
 
     /// Opens the node's replica; `found` names the members of a group that is born.
@@ -161,7 +234,7 @@ impl TestNode {
     /// Ends the process: sockets and disk first, so that nothing which still runs has an effect.
     pub(super) async fn end(&mut self, world: &SimWorld, how: End) {
         let Process { host, engine, .. } = self.process.take().expect("the node runs");
-        world.reset_host(host_of(self.number));
+        world.reset_host(host_of(self.machine));
         match how {
             End::Kill => self.disk.kill(),
             End::PowerCut => self.disk.crash(),

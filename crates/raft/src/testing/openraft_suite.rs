@@ -25,7 +25,8 @@ use crate::waits::Waits;
 type Suite = openraft::testing::log::Suite<TypeConfig, LogStore, StateMachine, Stores, ()>;
 
 /// Many replicas on one log, as on a node.
-struct Stores {
+pub(super) struct Stores {
+    pub(super) disk: SimDisk,
     clock: Clock,
     wal: Wal,
     snapshots: Arc<SnapshotStore>,
@@ -35,9 +36,10 @@ struct Stores {
 }
 
 impl Stores {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let random = Random::seeded(74);
-        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(random.clone()));
+        let sim_disk = SimDisk::new(random.clone());
+        let disk: Arc<dyn Disk> = Arc::new(sim_disk.clone());
         let disk_of_snapshots = Arc::clone(&disk);
         let snapshots = SnapshotStore::open(disk_of_snapshots, "/snapshots".into(), Waits::Inline);
         let options = annulus_wal::Options { segment_bytes: 256 << 10, ..Default::default() };
@@ -48,10 +50,11 @@ impl Stores {
         let driven = drive(writer, wal.clone(), Arc::new(DiskSwitch::default()));
         tasks.spawn("log writer", OnEnd::Ignore, driven);
         let clock = Clock::simulated(1000, 0);
-        Self { clock, wal, snapshots, next_group: AtomicU64::new(1), _tasks: tasks }
+        let next_group = AtomicU64::new(1);
+        Self { disk: sim_disk, clock, wal, snapshots, next_group, _tasks: tasks }
     }
 
-    async fn store(&self) -> (LogStore, StateMachine) {
+    pub(super) async fn store(&self) -> (LogStore, StateMachine) {
         let group = GroupId(self.next_group.fetch_add(1, Ordering::Relaxed));
         let replica = ReplicaId(0);
         let stream = StreamId { group, replica };

@@ -18,7 +18,7 @@ use crate::snapshot::files::Manifest;
 
 /// A cluster in which node 3 is down and the logs of the others begin behind what it has; which of
 /// them leads, and the entry behind which its log begins.
-async fn node_3_is_left_behind(seed: u64) -> (TestCluster, u32, EntryId) {
+pub(super) async fn node_3_is_left_behind(seed: u64) -> (TestCluster, u32, EntryId) {
     let mut cluster = TestCluster::new(3, seed, WeakenHost::default()).await;
     cluster.propose(1, "early", 1, LONG).await.expect("the cluster works");
     cluster.propose(1, "removed from every log", 1, LONG).await.expect("the cluster works");
@@ -40,12 +40,12 @@ async fn node_3_is_left_behind(seed: u64) -> (TestCluster, u32, EntryId) {
     (cluster, leader, begins[leader as usize - 1])
 }
 
-async fn until_node_3_is_brought_up(cluster: &TestCluster, leader: u32) {
+pub(super) async fn until_node_3_is_brought_up(cluster: &TestCluster, leader: u32) {
     until("node 3 is brought up", || cluster.registers(3) == cluster.registers(leader)).await;
 }
 
 /// Whether node 3's log begins at or behind the entry, so that a snapshot must have made up for it.
-fn took_a_snapshot(cluster: &TestCluster, begin: EntryId) -> bool {
+pub(super) fn took_a_snapshot(cluster: &TestCluster, begin: EntryId) -> bool {
     cluster.log_state(3).purged.is_some_and(|purged| purged.index >= begin.index)
 }
 

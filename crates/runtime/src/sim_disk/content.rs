@@ -11,7 +11,7 @@ use std::io;
 use crate::Random;
 
 /// What a disk writes whole or not at all, bytes.
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 const SECTOR_BYTES: usize = 512;
 
 /// One in so many sectors reaches the medium before it is written again.

@@ -26,7 +26,7 @@ const HEAD_BYTES: u64 = 64;
 /// Bytes of one seal in a manifest.
 const SEAL_BYTES: u64 = 20;
 /// Bytes of one replica in a manifest.
-const ITEM_BYTES: u64 = 135;
+const ITEM_BYTES: u64 = 160;
 /// Bytes of the two counts of a manifest.
 const COUNTS_BYTES: u64 = 8;
 

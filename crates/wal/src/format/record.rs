@@ -31,13 +31,25 @@ pub(crate) enum Change {
     Entry {
         id: EntryId,
         prev: Option<EntryId>,
+        /// Whether it changes who is a member.
+        membership: bool,
     },
-    /// Entries after this one are dropped.
-    Truncate(Option<EntryId>),
-    /// Entries up to this one are dropped.
-    Purge(EntryId),
-    /// All entries are dropped; the log goes on after this one (L7).
-    Reset(EntryId),
+    /// Entries after `after` are dropped. Here as in the next two, `membership` is that of the hard
+    /// state from then on: the entry that it names may lie in a segment that is gone.
+    Truncate {
+        after: Option<EntryId>,
+        membership: Option<EntryId>,
+    },
+    /// Entries up to `upto` are dropped.
+    Purge {
+        upto: EntryId,
+        membership: Option<EntryId>,
+    },
+    /// All entries are dropped; the log goes on after `after` (L7).
+    Reset {
+        after: EntryId,
+        membership: Option<EntryId>,
+    },
     /// The hard state at the start of a segment (L6): a copy of what earlier records made.
     State(LogState),
     /// The log is damaged and must not be used (L5). Of [`StreamId::NODE`]: replicas may have been
@@ -53,16 +65,19 @@ impl Change {
             Self::Create
             | Self::Destroy
             | Self::Entry { .. }
-            | Self::Truncate(_)
-            | Self::Reset(_)
+            | Self::Truncate { .. }
+            | Self::Reset { .. }
             | Self::Damaged(_) => true,
-            Self::Vote(_) | Self::Committed(_) | Self::Purge(_) | Self::State(_) => false,
+            Self::Vote(_) | Self::Committed(_) | Self::Purge { .. } | Self::State(_) => false,
         }
     }
 
     /// Whether entries that lie in older segments may be needed no more because of it.
     pub(crate) fn releases(&self) -> bool {
-        matches!(self, Self::Destroy | Self::Truncate(_) | Self::Purge(_) | Self::Reset(_))
+        matches!(
+            self,
+            Self::Destroy | Self::Truncate { .. } | Self::Purge { .. } | Self::Reset { .. }
+        )
     }
 
     /// The kind, then the body.
@@ -78,22 +93,26 @@ impl Change {
                 out.put_u8(4);
                 put_id(out, Some(*id));
             }
-            Self::Entry { id, prev } => {
+            Self::Entry { id, prev, membership } => {
                 out.put_u8(5);
                 put_id(out, Some(*id));
                 put_id(out, *prev);
+                out.put_u8(u8::from(*membership));
             }
-            Self::Truncate(after) => {
+            Self::Truncate { after, membership } => {
                 out.put_u8(6);
                 put_id(out, *after);
+                put_id(out, *membership);
             }
-            Self::Purge(upto) => {
+            Self::Purge { upto, membership } => {
                 out.put_u8(7);
                 put_id(out, Some(*upto));
+                put_id(out, *membership);
             }
-            Self::Reset(after) => {
+            Self::Reset { after, membership } => {
                 out.put_u8(8);
                 put_id(out, Some(*after));
+                put_id(out, *membership);
             }
             Self::State(state) => {
                 out.put_u8(9);
@@ -114,10 +133,13 @@ impl Change {
             2 => Self::Destroy,
             3 => Self::Vote(take_vote(body)??),
             4 => Self::Committed(take_id(body)??),
-            5 => Self::Entry { id: take_id(body)??, prev: take_id(body)? },
-            6 => Self::Truncate(take_id(body)?),
-            7 => Self::Purge(take_id(body)??),
-            8 => Self::Reset(take_id(body)??),
+            5 => {
+                let (id, prev) = (take_id(body)??, take_id(body)?);
+                Self::Entry { id, prev, membership: body.flag()? }
+            }
+            6 => Self::Truncate { after: take_id(body)?, membership: take_id(body)? },
+            7 => Self::Purge { upto: take_id(body)??, membership: take_id(body)? },
+            8 => Self::Reset { after: take_id(body)??, membership: take_id(body)? },
             9 => Self::State(take_state(body)?),
             10 => {
                 let offset = body.u64()?;
@@ -259,12 +281,13 @@ fn take_vote(cursor: &mut Cursor<'_>) -> Option<Option<Vote>> {
     Some(present.then_some(Vote { term, leader, committed }))
 }
 
-/// Always 93 bytes.
+/// Always 118 bytes.
 pub(super) fn put_state(out: &mut Vec<u8>, state: &LogState) {
     put_vote(out, state.vote);
     put_id(out, state.committed);
     put_id(out, state.purged);
     put_id(out, state.last);
+    put_id(out, state.membership);
 }
 
 pub(super) fn take_state(cursor: &mut Cursor<'_>) -> Option<LogState> {
@@ -273,6 +296,7 @@ pub(super) fn take_state(cursor: &mut Cursor<'_>) -> Option<LogState> {
         committed: take_id(cursor)?,
         purged: take_id(cursor)?,
         last: take_id(cursor)?,
+        membership: take_id(cursor)?,
     })
 }
 

@@ -16,23 +16,24 @@ use crate::{Damage, LogState, StreamId, Vote};
 
 const HEADER: &str = "414e4e554c57414c010700000000000000efcdab8967452301232222221111111128209048";
 const FRONT: &str = concat!(
-    "4157423c070000000000000000200000000000000100000006000000000000000050000000000000a300",
-    "0000ee0eefc88d00000000000000e52af931c293d8750100000006000000000000000050000000000000",
+    "4157423c070000000000000000200000000000000100000006000000000000000050000000000000bc00",
+    "000009a557538e000000000000008f1db6aa911e37930100000006000000000000000050000000000000",
     "efbeadde0100000003000000000000000400000000000000010109000000000000000400000000000000",
     "0c0000000000000000000000000000000000000000000000000000000000000000000000000000000000",
     "000000000000000000000000000000000000000000000000000000000000000000000109000000000000",
-    "0004000000000000000c0000000000000064627aab330000000700000000000000030000000000000004",
-    "00000000000000030109000000000000000400000000000000018e06893c5a0000000700000000000000",
-    "030000000000000004000000000000000501090000000000000004000000000000000c00000000000000",
-    "01080000000000000005000000000000000b000000000000007061796c6f6164",
+    "0004000000000000000c0000000000000001070000000000000005000000000000000a00000000000000",
+    "64627aab3300000007000000000000000300000000000000040000000000000003010900000000000000",
+    "040000000000000001d6b93c705b00000007000000000000000300000000000000040000000000000005",
+    "01090000000000000004000000000000000c000000000000000108000000000000000500000000000000",
+    "0b00000000000000007061796c6f6164",
 );
 const BACK: &str = concat!(
     "0100000006000000000000000050000000000000efbeadde010000000300000000000000040000000000",
     "00000101090000000000000004000000000000000c000000000000000000000000000000000000000000",
     "000000000000000000000000000000000000000000000000000000000000000000000000000000000000",
-    "00000000000000000000000001090000000000000004000000000000000c000000000000004157423e07",
-    "0000000000000000200000000000000100000006000000000000000050000000000000a3000000ee0eef",
-    "c88d00000000000000e52af9310a378d44",
+    "00000000000000000000000001090000000000000004000000000000000c000000000000000107000000",
+    "0000000005000000000000000a000000000000004157423e070000000000000000200000000000000100",
+    "000006000000000000000050000000000000bc00000009a557538e000000000000008f1db6aa59ba62a2",
 );
 const TAGS: [&str; 8] = [
     "77452381", "76452381", "75452381", "74452381", "73452381", "72452381", "71452381", "70452381",
@@ -53,7 +54,7 @@ fn header() -> Header {
 fn golden_records() -> Vec<Record> {
     let stream = StreamId { group: GroupId(3), replica: ReplicaId(4) };
     let golden_vote = Vote { term: 9, leader: ReplicaId(4), committed: true };
-    let change = Change::Entry { id: id(9, 4, 12), prev: Some(id(8, 5, 11)) };
+    let change = Change::Entry { id: id(9, 4, 12), prev: Some(id(8, 5, 11)), membership: false };
     let payload = Bytes::from_static(b"payload");
     vec![Record::new(stream, Change::Vote(golden_vote)), Record { stream, change, payload }]
 }
@@ -62,7 +63,8 @@ fn encode(records: &[Record], header: &Header, offset: u64) -> (Manifest, batch:
     let mut manifest = Manifest::describe(records);
     manifest.seals.push(Seal { segment: 6, end: 20480, checksum: 0xdead_beef });
     for item in &mut manifest.items {
-        item.state = LogState { last: Some(id(9, 4, 12)), ..LogState::default() };
+        let (last, membership) = (Some(id(9, 4, 12)), Some(id(7, 5, 10)));
+        item.state = LogState { last, membership, ..LogState::default() };
     }
     let mut frames = Frames::of(records);
     frames.stamp(header.number, header.salt);
@@ -90,7 +92,7 @@ fn the_bytes_of_a_header_are_pinned() {
 #[test]
 fn the_bytes_of_a_batch_are_pinned() {
     let (_, encoded) = encode(&golden_records(), &header(), HEADER_BYTES);
-    assert_eq!((encoded.bytes.len() as u64, encoded.checksum), (BLOCK, 0x75d8_93c2));
+    assert_eq!((encoded.bytes.len() as u64, encoded.checksum), (BLOCK, 0x9337_1e91));
     let sectors: Vec<&[u8]> = encoded.bytes.chunks(SECTOR as usize).collect();
     let tags: Vec<String> = sectors.iter().map(|sector| hex(&sector[ROOM as usize..])).collect();
     assert_eq!(tags, TAGS);
@@ -98,7 +100,7 @@ fn the_bytes_of_a_batch_are_pinned() {
         sectors.iter().flat_map(|sector| &sector[..ROOM as usize]).copied().collect();
     assert_eq!(hex(&content[..FRONT.len() / 2]), FRONT);
     assert_eq!(hex(&content[content.len() - BACK.len() / 2..]), BACK);
-    assert_eq!(crc32fast::hash(&encoded.bytes), 0x4a72_1220);
+    assert_eq!(crc32fast::hash(&encoded.bytes), 0x3449_7d4b);
 }
 
 #[test]
@@ -115,17 +117,24 @@ fn another_version_is_told_from_rot() {
 fn every_kind_of_record_is_read_back() {
     let some = Some(id(3, 4, 5));
     let damage = Damage { file: file_name(9), offset: 4096, reason: "röt".to_owned() };
-    let state = LogState { vote: Some(vote(8)), committed: some, purged: None, last: some };
+    let other = Some(id(2, 4, 4));
+    let state = LogState {
+        vote: Some(vote(8)),
+        committed: some,
+        purged: None,
+        last: some,
+        membership: other,
+    };
     let changes = [
         Change::Create,
         Change::Destroy,
         Change::Vote(vote(7)),
         Change::Committed(id(1, 2, 3)),
-        Change::Entry { id: id(1, 2, 0), prev: None },
-        Change::Truncate(None),
-        Change::Truncate(some),
-        Change::Purge(id(1, 2, 3)),
-        Change::Reset(id(1, 2, 3)),
+        Change::Entry { id: id(1, 2, 0), prev: None, membership: true },
+        Change::Truncate { after: None, membership: other },
+        Change::Truncate { after: some, membership: None },
+        Change::Purge { upto: id(1, 2, 3), membership: other },
+        Change::Reset { after: id(1, 2, 3), membership: other },
         Change::State(state),
         Change::State(LogState::default()),
         Change::Damaged(damage),
@@ -182,7 +191,7 @@ fn a_batch_is_nothing_under_another_number_salt_or_offset() {
 #[test]
 fn either_end_names_whom_it_concerns() {
     let payload = Bytes::from(vec![9; 20_000]);
-    let change = Change::Entry { id: id(9, 4, 12), prev: None };
+    let change = Change::Entry { id: id(9, 4, 12), prev: None, membership: true };
     let (manifest, encoded) =
         encode(&[Record { stream: stream(5), change, payload }], &header(), HEADER_BYTES);
     let data = segment(&encoded, HEADER_BYTES);

@@ -127,6 +127,7 @@ fn commit_hints_and_truncations_ride_along() {
         committed: Some(id(1, 7, 1)),
         purged: None,
         last: Some(id(1, 7, 1)),
+        membership: None,
     };
     assert_eq!((found.log(stream(1)).unwrap().state(), log.state()), (state.clone(), state));
 }
@@ -171,6 +172,7 @@ fn a_purge_may_go_beyond_the_end_and_a_reset_begins_anew() {
         committed: Some(id(3, 9, 10)),
         purged: Some(id(3, 9, 10)),
         last: Some(id(4, 9, 11)),
+        membership: None,
     };
     let (found, _writer) = open(&disk.after_power_cut(|| false));
     let found = found.log(stream(1)).unwrap();

@@ -27,7 +27,12 @@ pub(super) fn id(term: u64, leader: u64, index: u64) -> EntryId {
 pub(super) fn entry(id: EntryId, len: usize) -> Entry {
     let seed = (id.term * 31 + id.leader.0 * 7 + id.index) as u8;
     let payload: Vec<u8> = (0..len).map(|at| seed.wrapping_add(at as u8)).collect();
-    Entry { id, payload: Bytes::from(payload) }
+    Entry { id, membership: false, payload: Bytes::from(payload) }
+}
+
+/// An entry, every third of which changes who is a member.
+pub(super) fn mixed(id: EntryId, len: usize) -> Entry {
+    Entry { membership: id.index.is_multiple_of(3), ..entry(id, len) }
 }
 
 pub(super) fn vote(term: u64) -> Vote {
@@ -84,12 +89,33 @@ pub(super) enum Op {
 pub(super) struct ModelLog {
     pub(super) state: LogState,
     pub(super) entries: BTreeMap<u64, Entry>,
+    /// The membership entry that is the newest when no entry is left.
+    pub(super) membership_below: Option<EntryId>,
 }
 
 impl ModelLog {
     fn end(&mut self) {
         let held = self.entries.last_key_value().map(|(_, entry)| entry.id);
         self.state.last = held.or(self.state.purged);
+        let mut newest_first = self.entries.values().rev();
+        let held = newest_first.find(|entry| entry.membership).map(|entry| entry.id);
+        self.state.membership = held.or(self.membership_below);
+    }
+
+    /// The log goes on after `upto`. If it held that entry, all before it led there; if not, only
+    /// what was committed is known to.
+    fn begin_after(&mut self, upto: EntryId) {
+        let kept = self.entries.split_off(&(upto.index + 1));
+        let was_held = self.entries.contains_key(&upto.index);
+        let committed = self.state.committed.map(|id| id.index);
+        let dropped = std::mem::replace(&mut self.entries, kept);
+        for entry in dropped.into_values() {
+            if entry.membership && (was_held || Some(entry.id.index) <= committed) {
+                self.membership_below = Some(entry.id);
+            }
+        }
+        self.state.purged = Some(upto);
+        self.end();
     }
 }
 
@@ -125,20 +151,13 @@ impl Model {
                 log.entries.retain(|index, _| after.is_some_and(|after| *index <= after.index));
                 log.end();
             }
-            Op::Purge(stream, upto) => {
-                let log = self.log(*stream);
-                log.entries.retain(|index, _| *index > upto.index);
-                log.state.purged = Some(*upto);
-                log.end();
-            }
+            Op::Purge(stream, upto) => self.log(*stream).begin_after(*upto),
             Op::Reset(stream, after) => {
                 let log = self.log(*stream);
-                log.entries.clear();
-                log.state.purged = Some(*after);
+                log.begin_after(*after);
                 if log.state.committed.is_some_and(|committed| committed.index > after.index) {
                     log.state.committed = Some(*after);
                 }
-                log.end();
             }
             Op::Write => {}
         }
@@ -150,8 +169,15 @@ pub(super) fn observe_log(wal: &Wal, stream: StreamId) -> Result<ModelLog, WalEr
     let log = wal.log(stream)?;
     let entries =
         log.entries(log.state().purged.map_or(0, |id| id.index + 1)..u64::MAX, usize::MAX)?;
-    let entries = entries.into_iter().map(|entry| (entry.id.index, entry)).collect();
-    Ok(ModelLog { state: log.state(), entries })
+    let entries: BTreeMap<u64, Entry> =
+        entries.into_iter().map(|entry| (entry.id.index, entry)).collect();
+    let flagged = entries.values().filter(|entry| entry.membership).map(|entry| entry.id);
+    let (flagged, listed) = (flagged.collect::<Vec<_>>(), log.memberships());
+    if flagged != listed {
+        return Err(WalError::Refused { reason: format!("{flagged:?} listed as {listed:?}") });
+    }
+    let membership_below = log.membership_below();
+    Ok(ModelLog { state: log.state(), entries, membership_below })
 }
 
 /// What a log says about everything.
@@ -225,16 +251,16 @@ pub(super) fn play(disk: &TestDisk, script: &[Op], weakened: Weakened) -> Run {
 }
 
 /// The life of a log with everything in it, by hand: one replica that votes in spring and is silent
-/// ever after, one that fills segments and is purged, so that a segment is recycled; leaders
-/// change, logs are truncated and reset, replicas die. A segment holds six blocks.
+/// ever after, one that fills segments and is purged, so that a segment is recycled; leaders and
+/// members change, logs are truncated and reset, replicas die. A segment holds six blocks.
 pub(super) fn story() -> Vec<Op> {
     let (quiet, busy, other) = (stream(1), stream(2), stream(3));
-    let big = |index| vec![entry(id(2, 7, index), 9000)];
+    let big = |index| vec![mixed(id(2, 7, index), 9000)];
     let mut ops = vec![
         Op::Create(quiet),
         Op::Create(busy),
         Op::Vote(quiet, vote(4)),
-        Op::Append(quiet, vec![entry(id(4, 7, 0), 10)]),
+        Op::Append(quiet, vec![mixed(id(4, 7, 0), 10)]),
         Op::Write,
     ];
     for index in 0..5 {
@@ -245,11 +271,11 @@ pub(super) fn story() -> Vec<Op> {
         Op::Committed(busy, id(2, 7, 4)),
         Op::Create(other),
         Op::Vote(other, vote(2)),
-        Op::Append(other, (0..4).map(|index| entry(id(2, 8, index), 300)).collect()),
+        Op::Append(other, (0..4).map(|index| mixed(id(2, 8, index), 300)).collect()),
         Op::Write,
         // Another leader of the same term.
         Op::Truncate(other, Some(id(2, 8, 1))),
-        Op::Append(other, vec![entry(id(2, 9, 2), 700)]),
+        Op::Append(other, vec![mixed(id(2, 9, 2), 700)]),
         Op::Vote(other, vote(3)),
         Op::Write,
         Op::Purge(quiet, id(4, 7, 0)),
@@ -259,10 +285,10 @@ pub(super) fn story() -> Vec<Op> {
         Op::Append(busy, big(5)),
         Op::Write,
         Op::Append(busy, big(6)),
-        Op::Append(other, vec![entry(id(5, 9, 3), 40), entry(id(5, 9, 4), 0)]),
+        Op::Append(other, vec![mixed(id(5, 9, 3), 40), mixed(id(5, 9, 4), 0)]),
         Op::Write,
         Op::Reset(other, id(6, 9, 20)),
-        Op::Append(other, vec![entry(id(6, 9, 21), 5000)]),
+        Op::Append(other, vec![mixed(id(6, 9, 21), 5000)]),
         Op::Write,
         Op::Destroy(other),
         Op::Vote(busy, vote(5)),
@@ -301,11 +327,13 @@ pub(super) fn dice(seed: u64, len: usize) -> Vec<Op> {
                 let sizes = [0, 30, 400, 508, 700, 4100, 9000];
                 let leader = 7 + random.below(3);
                 let ids = (next..=next + random.below(3)).map(|index| id(term, leader, index));
-                Op::Append(stream, ids.map(|id| entry(id, sizes[below(sizes.len())])).collect())
+                Op::Append(stream, ids.map(|id| mixed(id, sizes[below(sizes.len())])).collect())
             }
             (50..=55, Some(one)) => Op::Committed(stream, one),
             (56..=61, one) => Op::Truncate(stream, one.or(log.state.purged)),
-            (62..=73, Some(one)) => Op::Purge(stream, one),
+            (62..=72, Some(one)) => Op::Purge(stream, one),
+            // Beyond the end.
+            (73, _) => Op::Purge(stream, id(term, 8, next + 2)),
             (74..=75, _) => Op::Reset(stream, id(term, 7, next + 10)),
             (76, _) => Op::Destroy(stream),
             _ => Op::Write,

@@ -184,6 +184,7 @@ fn a_value_that_looks_like_the_log_is_a_value() {
     let log = wal.log(stream(1)).unwrap();
     let value = crate::Entry {
         id: id(1, 7, 0),
+        membership: false,
         payload: old_blocks[HEADER_BYTES as usize..][..2 * BLOCK as usize].to_vec().into(),
     };
     log.append(vec![value], ignored());
