@@ -360,6 +360,8 @@ impl Config {
             election_min: election_min.get(),
             lease: lease.get(),
             ping: ping.get(),
+            // The rest is no setting: nothing that nodes must agree on depends on it.
+            ..annulus_raft::Timing::default()
         }
     }
 

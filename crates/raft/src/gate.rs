@@ -27,7 +27,7 @@
 //!   starts from nothing).
 //! - The membership counts from its *append*, before the entry leaves.
 //!
-//! The core is pure; [`Gate`] adds the lock, the two atomics of the fast path and a watch.
+//! The core is pure; [`Gate`] adds the lock, the atomics of the fast path and a watch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -276,6 +276,8 @@ impl Core {
 pub(crate) struct Gate {
     core: Mutex<Core>,
     open_until_us: AtomicU64,
+    /// See [`Gate::vouched`]; 0 for none.
+    vouched_us: AtomicU64,
     published: AtomicU64,
     view: watch::Sender<View>,
 }
@@ -285,18 +287,21 @@ impl Gate {
         Self {
             core: Mutex::new(core),
             open_until_us: AtomicU64::new(0),
+            vouched_us: AtomicU64::new(0),
             published: AtomicU64::new(0),
             view: watch::Sender::new(View::default()),
         }
     }
 
-    /// Changes the core and publishes what follows from it. The atomic is stored under the lock, so
+    /// Changes the core and publishes what follows from it. The atomics are stored under the lock, so
     /// that two changes cannot publish in the wrong order.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Core) -> T) -> T {
         let mut core = self.core.lock();
         let result = change(&mut core);
         let view = core.view();
         self.open_until_us.store(view.open_until_us, Ordering::SeqCst);
+        let vouched = view.horizon.filter(|_| view.own_entry_applied);
+        self.vouched_us.store(vouched.map_or(0, |since| since.0), Ordering::SeqCst);
         self.view.send_if_modified(|current| {
             let differs = *current != view;
             *current = view;
@@ -312,6 +317,16 @@ impl Gate {
     /// The first of the two loads of a gate read.
     pub(crate) fn is_open(&self, now: BootTime) -> bool {
         now.0 < self.open_until_us.load(Ordering::SeqCst)
+    }
+
+    /// R4: this leadership vouches that everything is applied here that was acknowledged before this
+    /// moment, which is `T` once an entry of its own is applied. A quorum accepted a frame of it that
+    /// left at `T` or later, so until `T` nobody led above it. `BootTime(u64::MAX)` for a sole voter.
+    pub(crate) fn vouched(&self) -> Option<BootTime> {
+        match self.vouched_us.load(Ordering::SeqCst) {
+            0 => None,
+            since => Some(BootTime(since)),
+        }
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<View> {

@@ -15,6 +15,7 @@ use crate::frames::Lane;
 use crate::link::Route;
 use crate::links::Links;
 use crate::machine::StateMachine;
+use crate::options::WeakenHost;
 use crate::packer::{Packer, Proposed};
 use crate::replica::ReplicaState;
 use crate::types::TypeConfig;
@@ -29,6 +30,7 @@ pub struct Group {
     pub(crate) raft: Raft<TypeConfig, StateMachine>,
     pub(crate) packer: Arc<Packer>,
     pub(crate) links: Arc<Links>,
+    pub(crate) weaken: WeakenHost,
 }
 
 /// Leave to read local state now: it is at least as new as everything that was acknowledged when
@@ -137,17 +139,21 @@ impl Group {
 
     /// Waits until a linearizable read may look at local state (R1, R2), `limit` at most. With
     /// `strict` a confirmation round that begins after the call must vouch for it; a replica that
-    /// does not lead asks its leader for one, and answers strict reads only. Cancel-safe.
+    /// does not lead asks its leader for one, and answers strict reads only. After a strict grant this
+    /// replica holds all that its leader had applied when it was asked: what is missing then, nobody will
+    /// bring (R5). Cancel-safe.
     ///
     /// # Errors
     /// `NotLeader` at once when this replica does not lead and the read is not strict, or no leader
     /// answers it; `NoQuorum` at the limit.
     pub async fn read_grant(&self, strict: bool, limit: Duration) -> Result<ReadGrant, Error> {
         self.check_trusted()?;
-        match tokio::time::timeout(limit, self.grant(strict)).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::refused(ErrorKind::NoQuorum)),
-        }
+        let Ok(granted) = tokio::time::timeout(limit, self.grant(strict)).await else {
+            return Err(Error::refused(ErrorKind::NoQuorum));
+        };
+        // A check may have failed while it waited.
+        self.check_trusted()?;
+        granted
     }
 
     async fn grant(&self, strict: bool) -> Result<ReadGrant, Error> {
@@ -169,7 +175,9 @@ impl Group {
     async fn grant_of_leader(&self) -> Result<ReadGrant, Error> {
         let asked = self.env.clock.boot();
         let Some(index) = self.ask_leader().await else { return Err(self.not_leader()) };
-        self.replica.wait_applied(index).await;
+        if !self.weaken.read_before_applied() {
+            self.replica.wait_applied(index).await;
+        }
         let age = self.env.clock.boot().since(asked);
         let (role, term) = self.role();
         Ok(ReadGrant {
@@ -339,6 +347,19 @@ impl Group {
         }
         let reason = "the replica has not caught up since it was created".to_owned();
         Err(Error::refused(ErrorKind::NotReady { reason }))
+    }
+
+    /// The last entry applied here. Whoever waits for something to appear takes this *before* it looks,
+    /// and then waits beyond it: nothing that is applied in between is missed.
+    #[must_use]
+    pub fn applied_index(&self) -> u64 {
+        self.replica.applied().id.index
+    }
+
+    /// Waits until an entry above `index` is applied, its effects visible. Cancel-safe; has no deadline
+    /// of its own.
+    pub async fn wait_applied_beyond(&self, index: u64) {
+        self.replica.wait_applied(index.saturating_add(1)).await;
     }
 
     /// The group's time as applied here, milliseconds.

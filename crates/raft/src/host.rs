@@ -19,10 +19,10 @@ use std::time::Duration;
 use annulus_engine::{Engine, EngineError};
 use annulus_runtime::{Env, OnEnd};
 use annulus_types::{GroupId, NodeId, ReplicaId};
-use annulus_wal::{StreamId, Wal, WalError, Writer};
+use annulus_wal::{Damage, StreamId, Wal, WalError, Writer};
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, Raft, SnapshotPolicy};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
 use crate::book::AddressBook;
@@ -36,6 +36,7 @@ use crate::machine::{GroupState, Machine, StateMachine};
 use crate::network::NetworkFactory;
 use crate::options::{BadTiming, Options, WeakenHost};
 use crate::packer::Packer;
+use crate::polls;
 use crate::replica::ReplicaState;
 use crate::snapshot::store::SnapshotStore;
 use crate::types::{Seat, Seeded, entry_id};
@@ -104,6 +105,8 @@ pub struct Host {
     pub(crate) lives: Arc<Lives>,
     pub(crate) snapshots: Arc<SnapshotStore>,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    /// Replicas whose state is lost, with the reason: trying again would read all files again.
+    absent: Mutex<BTreeMap<StreamId, (u64, String)>>,
     opening: tokio::sync::Mutex<()>,
     weaken: WeakenHost,
 }
@@ -186,16 +189,23 @@ impl Host {
             lives,
             snapshots,
             groups: RwLock::new(BTreeMap::new()),
+            absent: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
             weaken,
         });
         keeper::spawn(&host);
+        polls::spawn(&host);
         Ok(host)
     }
 
     /// Always false outside tests.
     pub(crate) fn trusts_every_frame(&self) -> bool {
         self.weaken.trust_every_frame()
+    }
+
+    /// Always false outside tests.
+    pub(crate) fn polls_without_gate(&self) -> bool {
+        self.weaken.poll_without_gate()
     }
 
     /// The group, if this node has a replica of it.
@@ -214,6 +224,22 @@ impl Host {
     #[must_use]
     pub fn held(&self) -> Vec<(GroupId, ReplicaId)> {
         self.wal.streams().into_iter().map(|stream| (stream.group, stream.replica)).collect()
+    }
+
+    /// Replicas that the folder holds and that stay closed, with the reason.
+    #[must_use]
+    pub fn absent(&self) -> Vec<(GroupId, ReplicaId, String)> {
+        let lost = self.absent.lock();
+        let streams = self.wal.streams().into_iter();
+        let reason = |stream: StreamId| match self.wal.damage(stream) {
+            Some(damage) => {
+                let Damage { file, offset, reason } = damage;
+                Some(format!("{file} is damaged at byte {offset}: {reason}"))
+            }
+            None => lost.get(&stream).map(|(_, reason)| format!("its state is lost: {reason}")),
+        };
+        let absent = streams.filter_map(|s| Some((s.group, s.replica, reason(s)?)));
+        absent.collect()
     }
 
     /// The shared log, for its counters.
@@ -305,7 +331,14 @@ impl Host {
     ) -> Result<Arc<Group>, HostError> {
         let stream = StreamId { group: spec.group, replica: spec.replica };
         let log = self.wal.log(stream)?;
-        let state = Box::pin(self.load_or_refill(stream, &log, &machine)).await?;
+        if let Some((begins_after, reason)) = self.absent.lock().get(&stream).cloned() {
+            return Err(HostError::NeedsRefill { begins_after, reason });
+        }
+        let loaded = Box::pin(self.load_or_refill(stream, &log, &machine)).await;
+        if let Err(HostError::NeedsRefill { begins_after, reason }) = &loaded {
+            self.absent.lock().insert(stream, (*begins_after, reason.clone()));
+        }
+        let state = loaded?;
         if !self.weaken.keep_log_below_applied() {
             self.begin_after_applied(&log, &state).await?;
         }
@@ -343,7 +376,14 @@ impl Host {
         let weaken = self.weaken.propose_with_shut_gate();
         let packer = Arc::new(Packer::new(self.env.clone(), Arc::clone(&replica), weaken));
         let links = Arc::clone(&self.links);
-        Ok(Arc::new(Group { env: self.env.clone(), replica, raft, packer, links }))
+        Ok(Arc::new(Group {
+            env: self.env.clone(),
+            replica,
+            raft,
+            packer,
+            links,
+            weaken: self.weaken,
+        }))
     }
 
     /// L7: openraft applies what is committed, also before the local flush. A log that ends below
@@ -356,6 +396,12 @@ impl Host {
         let Some(applied) = state.applied.as_ref().map(entry_id) else { return Ok(()) };
         if log.id_at(applied.index) == Some(applied) {
             return Ok(());
+        }
+        // From the reset on only the engine has these entries: a power cut must not take them.
+        if !self.weaken.reset_before_durable() {
+            let engine = Arc::clone(&self.engine);
+            let sync = move || engine.make_durable().map_err(std::io::Error::other);
+            self.snapshots.run(sync).await?;
         }
         let (done, durable) = oneshot::channel();
         log.reset(applied, Box::new(move |result| drop(done.send(result))));

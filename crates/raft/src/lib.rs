@@ -8,7 +8,8 @@
 //! [`packer`] (how operations become entries and what a caller is told), [`machine`] (how entries
 //! become state), `log_store` (how they become durable), `network`, `link`, `serve` (how they
 //! travel), `lives` (who is not heard), `snapshot` (what is sent instead of entries that are gone),
-//! [`host`] (how it is put together), `keeper` (elections after a death).
+//! [`host`] (how it is put together), `keeper` (elections after a death), `polls` (how old a replica's
+//! state may be).
 
 mod book;
 mod codec;
@@ -27,6 +28,7 @@ pub mod machine;
 mod network;
 mod options;
 pub mod packer;
+mod polls;
 mod replica;
 mod serve;
 mod snapshot;

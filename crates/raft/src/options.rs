@@ -28,6 +28,8 @@ pub struct Timing {
     pub lease: Duration,
     /// Between pings of a link. Default 100 ms; three misses make a peer suspected.
     pub ping: Duration,
+    /// Between the questions from which replicas know how old their state may be (R4). Default 50 ms.
+    pub poll: Duration,
 }
 
 impl Default for Timing {
@@ -37,6 +39,7 @@ impl Default for Timing {
             election_min: Duration::from_millis(400),
             lease: Duration::from_millis(600),
             ping: Duration::from_millis(100),
+            poll: Duration::from_millis(50),
         }
     }
 }
@@ -47,8 +50,8 @@ impl Timing {
     /// # Errors
     /// Names the first that does not hold.
     pub fn validate(&self) -> Result<(), BadTiming> {
-        let problem = if self.heartbeat.is_zero() || self.ping.is_zero() {
-            "heartbeat and ping must be above zero"
+        let problem = if self.heartbeat.is_zero() || self.ping.is_zero() || self.poll.is_zero() {
+            "heartbeat, ping and poll must be above zero"
         } else if self.heartbeat * 3 > self.election_min {
             "election-min must be at least three heartbeats"
         } else if self.election_min >= self.lease {
@@ -171,12 +174,21 @@ pub(crate) struct WeakenHost {
     /// L7: leave a log that ends below the engine as it is.
     #[cfg(test)]
     pub(crate) keep_log_below_applied: bool,
+    /// L7: give up the log before what the engine holds instead is durable.
+    #[cfg(test)]
+    pub(crate) reset_before_durable: bool,
     /// N1, N2: obey frames of other clusters and for former replicas, whoever sends them.
     #[cfg(test)]
     pub(crate) trust_every_frame: bool,
     /// N1: remember nothing of other nodes.
     #[cfg(test)]
     pub(crate) forget_lives: bool,
+    /// R1 d: a follower reads when it was told how far to apply, not when it has.
+    #[cfg(test)]
+    pub(crate) read_before_applied: bool,
+    /// R4: answer a poll with whatever is applied, gate or not.
+    #[cfg(test)]
+    pub(crate) poll_without_gate: bool,
 }
 
 impl WeakenHost {
@@ -213,6 +225,14 @@ impl WeakenHost {
         false
     }
     #[cfg(test)]
+    pub(crate) fn reset_before_durable(self) -> bool {
+        self.reset_before_durable
+    }
+    #[cfg(not(test))]
+    pub(crate) fn reset_before_durable(self) -> bool {
+        false
+    }
+    #[cfg(test)]
     pub(crate) fn trust_every_frame(self) -> bool {
         self.trust_every_frame
     }
@@ -226,6 +246,22 @@ impl WeakenHost {
     }
     #[cfg(not(test))]
     pub(crate) fn forget_lives(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    pub(crate) fn read_before_applied(self) -> bool {
+        self.read_before_applied
+    }
+    #[cfg(not(test))]
+    pub(crate) fn read_before_applied(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    pub(crate) fn poll_without_gate(self) -> bool {
+        self.poll_without_gate
+    }
+    #[cfg(not(test))]
+    pub(crate) fn poll_without_gate(self) -> bool {
         false
     }
 }

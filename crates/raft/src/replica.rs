@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::gate::Gate;
+use crate::polls::Freshness;
 
 /// The last time a leader's frame was accepted here (R1 a, elections).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,7 @@ pub(crate) struct ReplicaState {
     pub(crate) me: ReplicaId,
     pub(crate) clock: Clock,
     pub(crate) gate: Gate,
+    pub(crate) freshness: Freshness,
     lease: Duration,
     heard: Mutex<Option<Heard>>,
     resigned: Mutex<Option<Vote>>,
@@ -85,6 +87,7 @@ impl ReplicaState {
             me,
             clock,
             gate,
+            freshness: Freshness::default(),
             lease,
             heard: Mutex::new(None),
             resigned: Mutex::new(None),
@@ -186,13 +189,25 @@ impl ReplicaState {
         self.seats.lock().clone()
     }
 
+    /// The seat of one of its replicas.
+    pub(crate) fn seat(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.seats.lock().get(&replica).copied()
+    }
+
     pub(crate) fn entry_applied(&self, id: EntryId, group_time_ms: u64) {
         self.applied.send_replace(AppliedAt { id, group_time_ms });
+        self.freshness.applied(id.index);
         self.gate.change(|core| core.applied(id));
     }
 
     pub(crate) fn applied(&self) -> AppliedAt {
         *self.applied.borrow()
+    }
+
+    /// R4: the answer to a question that left at `asked` says that whoever has applied `index` holds
+    /// everything that was acknowledged before.
+    pub(crate) fn read_index_told(&self, index: u64, asked: BootTime) {
+        self.freshness.told(index, asked, || self.applied().id.index);
     }
 
     /// Waits until entry `index` is applied. Cancel-safe; has no deadline of its own.

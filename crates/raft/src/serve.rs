@@ -120,6 +120,11 @@ impl Inbound {
     async fn deliver(&mut self, from: (NodeId, u64), mut envelope: v1::Envelope) -> bool {
         let body = match envelope.body.take() {
             Some(Body::Ping(ping)) => return self.greet(from, ping, envelope).await,
+            Some(Body::Poll(poll)) => {
+                let body = self.answer_poll(from.0, &poll);
+                reply(&self.replies, envelope, body).await;
+                return true;
+            }
             body => body,
         };
         let group = match self.addressee(from.0, &envelope) {
@@ -174,6 +179,15 @@ impl Inbound {
             // Said where it failed. No answer: the peer asks again.
             Err(NotHeard::NotRemembered(_)) => true,
         }
+    }
+
+    /// The answer to a poll, which is for no replica but for the node (R4).
+    fn answer_poll(&self, from: NodeId, poll: &v1::Poll) -> Body {
+        if self.peer.is_none() && !self.host.trusts_every_frame() {
+            let reason = "no ping of the sender was accepted".to_owned();
+            return Body::Undeliverable(v1::Undeliverable { reason });
+        }
+        Body::Polled(self.host.answer_poll(from, poll))
     }
 
     /// The group that an envelope is for, or why it goes nowhere.

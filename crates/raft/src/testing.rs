@@ -22,11 +22,13 @@ mod registers;
 mod server;
 
 mod engine_ahead;
+mod follower_reads;
 mod forgotten_promise;
 mod late_answers;
 mod lives;
 mod lost_tail;
 mod openraft_suite;
+mod polls;
 mod refill;
 mod restarted;
 mod shut_gate;

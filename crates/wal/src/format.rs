@@ -203,10 +203,9 @@ pub(crate) fn content(sectors: &[u8], at: u64, len: u64, salt: Salt) -> Option<V
     Some(content)
 }
 
-/// Whether this life never wrote the sector at `offset` to its end (L3): the tag comes last, so that
-/// a write that failed inside of a sector left what stood there.
+/// Whether this life never wrote the sector at `offset` (L3).
 pub(crate) fn is_unwritten(sector: &[u8], offset: u64, former: Option<Salt>) -> bool {
-    sector.ends_with(&[0; TAG as usize])
+    sector.iter().all(|byte| *byte == 0)
         || former.is_some_and(|salt| sector.ends_with(&salt.tag(offset)))
 }
 

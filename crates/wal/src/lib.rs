@@ -46,10 +46,9 @@
 //!
 //! 1. no later batch says that it was durable. Every batch carries a *durable mark*: up to here
 //!    everything was synced when I was written;
-//! 2. one of its sectors was never written to its end. A sector that this log writes ends with a
-//!    *tag*, made of the segment's random salt and the sector's position, and never zero. Where
-//!    nothing was written there are zeros, or, in a recycled file, the tag of the file's former life.
-//!    Rot does not make either.
+//! 2. one of its sectors was never written. A sector that this log writes ends with a *tag*, made
+//!    of the segment's random salt and the sector's position. An unwritten sector holds zeros, or,
+//!    in a recycled file, the tag of the file's former life. Rot does not make either.
 //!
 //! Everything else is damage. It concerns the replicas that the batch's *manifest* names; the
 //! manifest stands at both ends of the batch, under a checksum of its own, so that it is usually

@@ -109,6 +109,26 @@ fn a_latched_gate_stays_shut_and_ignores_confirms() {
 }
 
 #[test]
+fn a_leadership_vouches_from_its_first_applied_entry_on_and_not_beyond_its_latch() {
+    let gate = Gate::new(Core::new(ME, LEASE, Weaken::default()));
+    gate.change(|core| {
+        core.membership_appended(vec![config(&[1, 2, 3])]);
+        core.vote_saved(vote(5, 1), ms(0));
+        core.confirmed(vote(5, 1), ReplicaId(2), ms(100), ms(101));
+    });
+    assert_eq!((gate.view().horizon, gate.vouched()), (Some(ms(100)), None));
+    gate.change(|core| core.applied(EntryId { term: 5, leader: ME, index: 9 }));
+    assert_eq!(gate.vouched(), Some(ms(100)));
+    gate.change(|core| core.confirmed(vote(5, 1), ReplicaId(3), ms(150), ms(151)));
+    assert_eq!(gate.vouched(), Some(ms(150)));
+    assert!(gate.change(Core::latch));
+    gate.change(|core| core.confirmed(vote(5, 1), ReplicaId(2), ms(200), ms(201)));
+    assert_eq!(gate.vouched(), Some(ms(150)));
+    gate.change(|core| core.vote_saved(Vote { committed: false, ..vote(6, 3) }, ms(300)));
+    assert_eq!(gate.vouched(), None);
+}
+
+#[test]
 fn a_removed_leader_does_not_count_itself_and_one_voter_needs_nobody() {
     let mut core = leader(Weaken::default());
     core.membership_appended(vec![config(&[2, 3, 4])]);

@@ -272,11 +272,18 @@ impl TestCluster {
     /// Starts a node again and opens the replica that its log holds.
     pub(super) async fn restart(&mut self, node: u32, rows: Rows) -> Result<(), HostError> {
         let starting = self.nodes.get_mut(&node).expect("a node of the cluster");
-        if rows == Rows::Lost {
-            starting.lose_rows();
+        match rows {
+            Rows::Kept => {}
+            Rows::Undurable => starting.lose_undurable_rows(),
+            Rows::Lost => starting.lose_rows(),
         }
         starting.start(&self.world, &self.everyone, self.weaken).await;
         starting.open(BTreeMap::new()).await
+    }
+
+    /// Opens a node's replica once more.
+    pub(super) async fn open_again(&self, node: u32) -> Result<(), HostError> {
+        self.node(node).open(BTreeMap::new()).await
     }
 
     /// As [`Self::restart`], with a log that begins behind what the engine holds. Returns the entry

@@ -41,6 +41,9 @@ async fn a_power_cut_leaves_the_engine_ahead(weaken: WeakenHost) -> Result<(), H
     cluster.restart(1, Rows::Kept).await?;
 
     assert_eq!(cluster.log_state(1).purged, Some(applied), "the log begins behind the engine");
+    // From now on nobody but the engine has what the log gave up: another power cut must leave it.
+    cluster.end(1, End::PowerCut).await;
+    cluster.restart(1, Rows::Undurable).await?;
     let leader = cluster.leader_among(&[2, 3]).await;
     cluster.propose(leader, "after", 1, LONG).await.expect("two others work");
     until("all hold it", || cluster.everyone_holds("after", 1)).await;
@@ -62,4 +65,8 @@ async fn a_log_that_the_engine_has_overtaken_begins_behind_it() {
     let weaken = WeakenHost { keep_log_below_applied: true, ..WeakenHost::default() };
     let started = Box::pin(a_power_cut_leaves_the_engine_ahead(weaken)).await;
     assert!(matches!(started, Err(HostError::Raft(_))), "{started:?}");
+
+    let weaken = WeakenHost { reset_before_durable: true, ..WeakenHost::default() };
+    let started = Box::pin(a_power_cut_leaves_the_engine_ahead(weaken)).await;
+    assert!(matches!(started, Err(HostError::NeedsRefill { .. })), "{started:?}");
 }

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_engine::MemoryEngine;
+use annulus_engine::{MemoryEngine, Row};
 use annulus_runtime::{Clock, Disk, Env, OnEnd, Open, Random, SimDisk, SimWorld, Tasks};
 use annulus_types::{ClusterId, GroupId, NodeId, NodeInfo, ReplicaId};
 use annulus_wal::{EntryId, StreamId, Wal};
 use parking_lot::Mutex;
 
 use super::disk::{DiskSwitch, drive};
-use super::process_engine::ProcessEngine;
+use super::process_engine::{ProcessEngine, holding};
 use super::registers::{self, Registers};
 use super::server::serve;
 use crate::book::AddressBook;
@@ -57,6 +57,8 @@ pub(super) enum End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rows {
     Kept,
+    /// All but what was made durable.
+    Undurable,
     Lost,
 }
 
@@ -69,6 +71,8 @@ pub(super) struct TestNode {
     random: Random,
     disk: SimDisk,
     rows: Arc<MemoryEngine>,
+    /// Those that were made durable.
+    durable: Arc<Mutex<Vec<Row>>>,
     /// Starts of the folder, as the folder counts them.
     boots: u64,
     process: Option<Process>,
@@ -88,7 +92,8 @@ impl TestNode {
         let disk = SimDisk::new(random.clone());
         let rows = Arc::new(MemoryEngine::new());
         let (machine, life) = (number, u64::from(number));
-        Self { number, machine, life, random, disk, rows, boots: 0, process: None }
+        let durable = Arc::default();
+        Self { number, machine, life, random, disk, rows, durable, boots: 0, process: None }
     }
 
     /// A node made of a copy of this one's folder as it is now, on another machine.
@@ -96,7 +101,8 @@ impl TestNode {
         let random = Random::seeded(self.random.u64());
         let (disk, rows) = (self.image(), Arc::new(MemoryEngine::new()));
         let Self { number, life, boots, .. } = *self;
-        Self { number, machine, life, random, disk, rows, boots, process: None }
+        let durable = Arc::default();
+        Self { number, machine, life, random, disk, rows, durable, boots, process: None }
     }
 
     /// Starts of the folder so far.
@@ -186,7 +192,8 @@ impl TestNode {
         let driven = drive(writer, wal.clone(), Arc::clone(&disk));
         env.tasks.spawn("log writer", OnEnd::Ignore, driven);
 
-        let engine = Arc::new(ProcessEngine::new(Arc::clone(&self.rows)));
+        let engine =
+            Arc::new(ProcessEngine::new(Arc::clone(&self.rows), Arc::clone(&self.durable)));
         let book = Arc::new(AddressBook::default());
         book.from_table(everyone);
         let boot = (self.boots, random.u64());
@@ -250,7 +257,13 @@ impl TestNode {
 
     /// The next process finds an empty engine.
     pub(super) fn lose_rows(&mut self) {
+        self.durable.lock().clear();
+        self.lose_undurable_rows();
+    }
+
+    /// The next process finds what was made durable.
+    pub(super) fn lose_undurable_rows(&mut self) {
         assert!(self.process.is_none(), "the rows are in use");
-        self.rows = Arc::new(MemoryEngine::new());
+        self.rows = Arc::new(holding(&self.durable.lock()));
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! Parts of a node run on for a moment after it was killed. Without this an old process could apply
 //! entries to what the next one has opened.
+//!
+//! What was made durable is remembered beside the rows: a story decides which of the two a power cut
+//! leaves.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,16 +12,34 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use annulus_engine::{Batch, Engine, EngineError, EngineStats, MemoryEngine, Row, View};
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 #[derive(Debug)]
 pub(super) struct ProcessEngine {
     rows: Arc<MemoryEngine>,
+    durable: Arc<Mutex<Vec<Row>>>,
     ended: AtomicBool,
 }
 
+/// All keys that an engine may hold.
+fn everything() -> Range<Bytes> {
+    Bytes::new()..Bytes::from_static(&[0xff; 64])
+}
+
+/// An engine that holds just these rows.
+pub(super) fn holding(rows: &[Row]) -> MemoryEngine {
+    let engine = MemoryEngine::new();
+    let mut batch = Batch::default();
+    for (key, value) in rows {
+        batch.put(key.clone(), value.clone());
+    }
+    engine.apply(batch).expect("memory does not fail");
+    engine
+}
+
 impl ProcessEngine {
-    pub(super) fn new(rows: Arc<MemoryEngine>) -> Self {
-        Self { rows, ended: AtomicBool::new(false) }
+    pub(super) fn new(rows: Arc<MemoryEngine>, durable: Arc<Mutex<Vec<Row>>>) -> Self {
+        Self { rows, durable, ended: AtomicBool::new(false) }
     }
 
     /// The process is gone: every later call fails and changes nothing.
@@ -57,7 +78,10 @@ impl Engine for ProcessEngine {
     }
 
     fn make_durable(&self) -> Result<(), EngineError> {
-        self.living("make durable")?.make_durable()
+        let rows = self.living("make durable")?;
+        rows.make_durable()?;
+        *self.durable.lock() = rows.rows(everything(), usize::MAX)?;
+        Ok(())
     }
 
     fn stats(&self) -> EngineStats {

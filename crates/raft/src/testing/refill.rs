@@ -127,8 +127,12 @@ async fn kept_files_are_damaged() {
 
         let leader = cluster.leader_among(&[1, 2]).await;
         cluster.propose(leader, name, 1, LONG).await.expect("two are a majority");
-        cluster.end(3, End::Kill).await;
+        // The next look is at the next start: it costs reading everything.
         flip_last_byte(&cluster, &folder.join(name));
+        let again = absent_because(cluster.open_again(3).await);
+        assert_eq!(again, reason, "{name}");
+        assert_eq!(cluster.host(3).absent().len(), 1, "{name}");
+        cluster.end(3, End::Kill).await;
     }
     cluster.restart(3, Rows::Lost).await.expect("kept files and log reach");
     let leader = cluster.leader_among(&[1, 2]).await;

@@ -126,27 +126,6 @@ fn ignoring_durable_marks_is_caught() {
     assert!(survives_zeros(&story(), Weakened::by(Weaken::IgnoreMarks)).is_err());
 }
 
-/// A write that failed inside of the last sector, all else of it on the medium: nobody was told.
-#[test]
-fn a_batch_whose_last_sector_has_no_tag_is_torn() {
-    let disk = TestDisk::default();
-    let (wal, mut writer) = open(&disk);
-    wal.create(stream(1), ignored());
-    for index in 0..2 {
-        wal.log(stream(1)).unwrap().append(vec![entry(id(2, 7, index), 9000)], ignored());
-        writer.step().unwrap();
-    }
-    let newest = disk.files().pop().unwrap();
-    disk.spoil(&newest, |bytes| {
-        let written = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
-        assert_eq!(written % SECTOR, 0, "a tag is never zero at its end here");
-        bytes[written - 16..written].fill(0);
-    });
-    let (wal, _writer) = open(&disk);
-    assert_eq!(wal.damage(stream(1)), None);
-    assert_eq!(wal.log(stream(1)).unwrap().state().last, Some(id(2, 7, 0)));
-}
-
 /// One batch with a large entry of replica 1 and a vote of replica 2; replica 3 is not in it. The
 /// entry rots.
 fn rot_beside_a_vote(weakened: Weakened) -> (Wal, TestDisk) {
