@@ -320,6 +320,11 @@ impl LocalCluster {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::Arc;
+
+    use annulus_runtime::{Random, SimWorld};
+
     use super::*;
 
     fn layout(port_base: u16, zones: &[&str]) -> Layout {
@@ -358,7 +363,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_named() {
-        let env = Env::real().unwrap();
+        // Simulated: a child that another test starts holds every listener of this process from its
+        // fork to its exec, also those that were dropped meanwhile.
+        let world = SimWorld::new(Random::seeded(1));
+        let network = Arc::new(world.network(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        let env = Env { network, ..Env::real().unwrap() };
         let mut free = layout(1, &[]);
         free.choose_ports(&env).await.unwrap();
         let _taken = env.network.listen(free.addr(2, Port::Peer)).await.unwrap();

@@ -65,13 +65,18 @@ impl Process {
     /// and a signal would not be sent.
     fn wait_for_command_line(&self) {
         for _ in 0..1000 {
-            let is_blank = kernel_says(self.pid, "cmdline").is_some_and(|line| line.is_empty());
-            let has_ended = || kernel_says(self.pid, "stat").is_none_or(|s| only_waited_for(&s));
-            if !is_blank || has_ended() {
+            if self.is_settled_by(|what| kernel_says(self.pid, what)) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Whether it shows itself, or has ended. A child that was just started shows nothing, or still
+    /// its parent's command line.
+    fn is_settled_by(&self, mut says: impl FnMut(&str) -> Option<Vec<u8>>) -> bool {
+        says("cmdline").is_some_and(|line| self.is_shown_by(&line))
+            || says("stat").is_none_or(|stat| only_waited_for(&stat))
     }
 
     /// Whether nothing of it holds a file or a port any more.
@@ -275,6 +280,23 @@ mod tests {
         // Sent and never acted upon: `sleep` ignores nothing, but this signal does nothing to it.
         let ended = end(std::slice::from_ref(&process), Signal::CONT, Duration::ZERO).await;
         assert_eq!(ended, Ended { killed: 1, left: 0 });
+    }
+
+    #[test]
+    fn a_child_that_shows_its_parents_command_line_is_waited_for() {
+        let process = Process { pid: 7, args: vec!["600".to_owned()] };
+        let running = b"7 (sleep) R 1 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 9";
+        let settled = |line: Option<&[u8]>| {
+            process.is_settled_by(|what| match what {
+                "cmdline" => line.map(<[u8]>::to_vec),
+                _ => Some(running.to_vec()),
+            })
+        };
+        assert!(!settled(Some(b"annulus\0dev\0")));
+        assert!(!settled(Some(b"")));
+        assert!(!settled(None), "one look that failed says nothing");
+        assert!(settled(Some(b"sleep\x00600\x00")));
+        assert!(process.is_settled_by(|_| None), "it has ended");
     }
 
     #[test]
