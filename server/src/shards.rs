@@ -352,6 +352,16 @@ impl Machine for ShardMachine {
     fn import(self: Arc<Self>) -> Box<dyn Import> {
         Box::new(snapshot::Incoming::new(self))
     }
+
+    fn destroy(&self, batch: &mut Batch) {
+        let mut applied = self.applied.lock();
+        for shard in std::mem::take(&mut applied.heads).into_keys() {
+            batch.delete(key::record(self.group, shard, 0, &[]));
+        }
+        applied.created.clear();
+        // Readers find none of them any more; their data go when the last one has gone (E6).
+        self.shards.switch(self.group, Vec::new());
+    }
 }
 
 #[cfg(test)]

@@ -139,6 +139,12 @@ impl Machine for ManagerMachine {
     fn import(self: Arc<Self>) -> Box<dyn Import> {
         Box::new(Incoming { machine: self, came: None })
     }
+
+    fn destroy(&self, batch: &mut Batch) {
+        batch.delete(state_key());
+        drop(self.next.lock().take());
+        self.state.send_if_modified(|state| state.take().is_some());
+    }
 }
 
 /// The state of a snapshot; it is small, and kept here until it is switched in.
@@ -209,6 +215,18 @@ mod tests {
             machine.batch_visible();
         }
         (engine, machine)
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_state_that_is_destroyed() {
+        for state in [Some(plan()), None] {
+            let (engine, machine) = holding(state);
+            let mut batch = Batch::default();
+            machine.destroy(&mut batch);
+            engine.apply(batch).unwrap();
+            assert_eq!(*machine.watch().borrow(), None);
+            assert!(engine.rows(range(), 9).unwrap().is_empty());
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use annulus_proto::v1;
 use annulus_proto::v1::envelope::Body;
 use annulus_runtime::Env;
 use annulus_types::{Error, ErrorKind, GroupId, NodeId, ReplicaId, Role, ServedBy, ShardId};
+use annulus_wal::GroupLog;
 use bytes::Bytes;
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -14,7 +15,8 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use crate::frames::Lane;
 use crate::link::Route;
 use crate::links::Links;
-use crate::machine::StateMachine;
+use crate::machine::{Machine, StateMachine};
+use crate::membership::{MembershipView, SeatView};
 use crate::options::WeakenHost;
 use crate::packer::{Packer, Proposed};
 use crate::replica::ReplicaState;
@@ -30,6 +32,8 @@ pub struct Group {
     pub(crate) raft: Raft<TypeConfig, StateMachine>,
     pub(crate) packer: Arc<Packer>,
     pub(crate) links: Arc<Links>,
+    pub(crate) log: GroupLog,
+    pub(crate) machine: Arc<dyn Machine>,
     pub(crate) weaken: WeakenHost,
 }
 
@@ -45,17 +49,6 @@ pub struct ReadGrant {
     pub term: u64,
     /// The data is no older than this, microseconds; `None` when it cannot be told any more.
     pub staleness_bound_us: Option<u64>,
-}
-
-/// A member of a group as the replica knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// The replica.
-    pub replica: ReplicaId,
-    /// Its node.
-    pub node: NodeId,
-    /// Whether it votes.
-    pub voter: bool,
 }
 
 /// What a replica says of itself.
@@ -82,9 +75,13 @@ pub struct GroupStatus {
     /// Why it serves nothing.
     pub halted: Option<String>,
     /// The members, by replica.
-    pub members: Vec<Member>,
+    pub members: Vec<SeatView>,
     /// Index of the membership entry.
     pub membership_index: u64,
+    /// Whether that membership is known to be committed.
+    pub membership_committed: bool,
+    /// Whether it is joint: a change of voters is half done.
+    pub joint: bool,
 }
 
 impl Group {
@@ -122,7 +119,7 @@ impl Group {
         self.replica.distrust(reason);
     }
 
-    fn check_trusted(&self) -> Result<(), Error> {
+    pub(crate) fn check_trusted(&self) -> Result<(), Error> {
         self.check_alive()?;
         match self.replica.distrusted() {
             Some(reason) => Err(Error::refused(ErrorKind::NotReady { reason })),
@@ -130,7 +127,7 @@ impl Group {
         }
     }
 
-    fn check_alive(&self) -> Result<(), Error> {
+    pub(crate) fn check_alive(&self) -> Result<(), Error> {
         match self.replica.halted() {
             Some(reason) => Err(Error::refused(ErrorKind::NotReady { reason })),
             None => Ok(()),
@@ -148,12 +145,25 @@ impl Group {
     /// answers it; `NoQuorum` at the limit.
     pub async fn read_grant(&self, strict: bool, limit: Duration) -> Result<ReadGrant, Error> {
         self.check_trusted()?;
-        let Ok(granted) = tokio::time::timeout(limit, self.grant(strict)).await else {
+        let Ok(granted) = tokio::time::timeout(limit, self.grant_while_held(strict)).await else {
             return Err(Error::refused(ErrorKind::NoQuorum));
         };
         // A check may have failed while it waited.
         self.check_trusted()?;
         granted
+    }
+
+    /// Nobody waits for a replica that is being destroyed.
+    async fn grant_while_held(&self, strict: bool) -> Result<ReadGrant, Error> {
+        tokio::select! {
+            // What costs nothing is looked at first.
+            biased;
+            granted = self.grant(strict) => granted,
+            () = self.replica.until_ended() => {
+                let reason = "the replica is being destroyed".to_owned();
+                Err(Error::refused(ErrorKind::NotReady { reason }))
+            }
+        }
     }
 
     async fn grant(&self, strict: bool) -> Result<ReadGrant, Error> {
@@ -195,15 +205,10 @@ impl Group {
             return self.strict_index(vote).await.ok();
         }
         let (leader, node) = self.replica.believed_leader()?;
-        let link = self.links.find(node)?;
         let route = Route { group: self.id(), from: self.replica(), to: leader };
-        let (answered, answer) = tokio::sync::oneshot::channel();
         let request = Body::ReadIndex(v1::ReadIndexRequest {});
-        // Who asked may have given up.
-        let on_reply = Box::new(move |reply| drop(answered.send(reply)));
-        link.call(route, Lane::Control, request, on_reply);
-        match answer.await {
-            Ok(Ok(Body::ReadIndexReply(v1::ReadIndexReply { index }))) => index,
+        match self.links.ask(node, route, request).await {
+            Ok(Body::ReadIndexReply(v1::ReadIndexReply { index })) => index,
             _ => None,
         }
     }
@@ -330,7 +335,7 @@ impl Group {
         }
     }
 
-    fn not_leader(&self) -> Error {
+    pub(crate) fn not_leader(&self) -> Error {
         let leader = self.replica.believed_leader();
         let other = leader.filter(|(id, _)| *id != self.replica.me).map(|(_, node)| node);
         Error::refused(ErrorKind::NotLeader { leader: other })
@@ -385,8 +390,7 @@ impl Group {
     pub fn status(&self) -> GroupStatus {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let (role, term) = self.role();
-        let stored = &metrics.membership_config;
-        let voters: Vec<u64> = stored.voter_ids().collect();
+        let membership = MembershipView::of(&metrics);
         let applied = self.replica.applied();
         GroupStatus {
             group: self.replica.group,
@@ -401,16 +405,10 @@ impl Group {
             halted: self.replica.halted().or_else(|| self.replica.distrusted()).or_else(|| {
                 metrics.running_state.as_ref().err().map(std::string::ToString::to_string)
             }),
-            members: stored
-                .membership()
-                .nodes()
-                .map(|(id, seat)| Member {
-                    replica: ReplicaId(*id),
-                    node: seat.node,
-                    voter: voters.contains(id),
-                })
-                .collect(),
-            membership_index: stored.log_id().as_ref().map_or(0, |id| id.index),
+            members: membership.seats,
+            membership_index: membership.index,
+            membership_committed: membership.committed,
+            joint: membership.joint,
         }
     }
 }

@@ -9,10 +9,12 @@
 //! - The birth of a replica is durable in the log before its Raft is built, and an engine that lost
 //!   what the log no longer holds is refilled, or the replica stays closed (E1).
 //! - A replica that the folder held starts without elections and in quarantine for one lease (N3).
+//! - Of a group one replica at a time is open, and the engine's rows of it are that one's (`remains`).
 //! - `enable_leader_restore` is off (architecture 9, rule 1): with an asynchronous log a restored
 //!   leader may reuse log ids for other entries.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,15 +22,16 @@ use annulus_engine::{Engine, EngineError};
 use annulus_runtime::{Env, OnEnd};
 use annulus_types::{GroupId, NodeId, ReplicaId};
 use annulus_wal::{Damage, StreamId, Wal, WalError, Writer};
+use futures_util::FutureExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, Raft, SnapshotPolicy};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
 use crate::book::AddressBook;
+use crate::digest::Maker;
 use crate::gate::{Core, Gate, Lease};
 use crate::group::Group;
-use crate::keeper;
 use crate::links::Links;
 use crate::lives::Lives;
 use crate::log_store::LogStore;
@@ -36,11 +39,11 @@ use crate::machine::{GroupState, Machine, StateMachine};
 use crate::network::NetworkFactory;
 use crate::options::{BadTiming, Options, WeakenHost};
 use crate::packer::Packer;
-use crate::polls;
 use crate::replica::ReplicaState;
 use crate::snapshot::store::SnapshotStore;
 use crate::types::{Seat, Seeded, entry_id};
 use crate::waits::Waits;
+use crate::{keeper, polls, remains};
 
 /// Why a host or a replica did not start.
 #[derive(Debug, thiserror::Error)]
@@ -78,9 +81,21 @@ pub enum HostError {
         /// Why kept files do not make up for it.
         reason: String,
     },
+    /// What was remembered of other nodes does not read, or is of another version. Without it a node
+    /// that was set back would be heard (N1).
+    #[error("{file}: {reason}")]
+    Peers {
+        /// The file, with its folder.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The replica was destroyed here before.
     #[error("replica {0} was destroyed on this node and its id is never reused")]
     Tombstone(ReplicaId),
+    /// Another replica of the group is held here.
+    #[error("replica {0} of the group is held here")]
+    Occupied(ReplicaId),
 }
 
 /// A replica to be opened.
@@ -104,10 +119,11 @@ pub struct Host {
     pub(crate) links: Arc<Links>,
     pub(crate) lives: Arc<Lives>,
     pub(crate) snapshots: Arc<SnapshotStore>,
-    groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    pub(crate) groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     /// Replicas whose state is lost, with the reason: trying again would read all files again.
     absent: Mutex<BTreeMap<StreamId, (u64, String)>>,
-    opening: tokio::sync::Mutex<()>,
+    /// Replicas are opened and destroyed one after another.
+    pub(crate) opening: tokio::sync::Mutex<()>,
     weaken: WeakenHost,
 }
 
@@ -116,7 +132,8 @@ impl Host {
     /// one by one afterwards.
     ///
     /// # Errors
-    /// When a thread cannot be started or the timing does not hold together.
+    /// When a thread cannot be started, the timing does not hold together, or what was remembered of
+    /// other nodes cannot be read.
     pub fn start(
         env: &Env,
         options: Options,
@@ -133,7 +150,7 @@ impl Host {
     /// time no thread may share.
     ///
     /// # Errors
-    /// When the timing does not hold together.
+    /// When the timing does not hold together, or what was remembered of other nodes cannot be read.
     pub fn start_driven(
         env: &Env,
         options: Options,
@@ -170,8 +187,14 @@ impl Host {
         // A replica whose birth damage may have swallowed is not known to be a stranger.
         let born = wal.streams();
         snapshots.forget_strangers(|stream| born.contains(&stream) || wal.damage(stream).is_some());
+        if !weaken.keep_remains() {
+            // Those of which a crash has left more than the tombstone.
+            for destroyed in wal.tombstones() {
+                remains::remove(engine.as_ref(), destroyed, None)?;
+            }
+        }
         let options = Arc::new(options);
-        let lives = Lives::open(env, &options, waits, weaken);
+        let lives = Lives::open(env, &options, waits, weaken)?;
         let links = Arc::new(Links::new(
             env.clone(),
             Arc::clone(&options),
@@ -206,6 +229,28 @@ impl Host {
     /// Always false outside tests.
     pub(crate) fn polls_without_gate(&self) -> bool {
         self.weaken.poll_without_gate()
+    }
+
+    /// Always false outside tests.
+    pub(crate) fn destroys_without_proof(&self) -> bool {
+        self.weaken.destroy_without_proof()
+    }
+
+    /// Always false outside tests.
+    pub(crate) fn keeps_remains(&self) -> bool {
+        self.weaken.keep_remains()
+    }
+
+    pub(crate) fn is_absent(&self, stream: StreamId) -> bool {
+        self.absent.lock().contains_key(&stream)
+    }
+
+    pub(crate) fn set_absent(&self, stream: StreamId, begins_after: u64, reason: &str) {
+        self.absent.lock().insert(stream, (begins_after, reason.to_owned()));
+    }
+
+    pub(crate) fn clear_absent(&self, stream: StreamId) {
+        self.absent.lock().remove(&stream);
     }
 
     /// The group, if this node has a replica of it.
@@ -276,14 +321,16 @@ impl Host {
     /// before it takes part in anything. Not cancel-safe: run it to its end.
     ///
     /// # Errors
-    /// When the replica's log is damaged, or log, engine or openraft refuse.
+    /// When the replica was destroyed, or another of its group has its place; when its log is damaged, or
+    /// log, engine or openraft refuse.
     pub async fn open_group(
         &self,
         spec: GroupSpec,
         machine: Arc<dyn Machine>,
     ) -> Result<Arc<Group>, HostError> {
         let _one_at_a_time = self.opening.lock().await;
-        if let Some(group) = self.group(spec.group) {
+        let same = |group: &Arc<Group>| group.replica() == spec.replica;
+        if let Some(group) = self.group(spec.group).filter(same) {
             // An earlier opening may have been cut off before this.
             Self::initialise(&group, &spec).await?;
             return Ok(group);
@@ -293,6 +340,7 @@ impl Host {
             return Err(HostError::Tombstone(spec.replica));
         }
         let held = self.wal.streams().contains(&stream);
+        self.make_way(stream, held)?;
         if !held {
             let (done, durable) = oneshot::channel();
             self.wal.create(stream, Box::new(move |result| drop(done.send(result))));
@@ -334,9 +382,10 @@ impl Host {
         if let Some((begins_after, reason)) = self.absent.lock().get(&stream).cloned() {
             return Err(HostError::NeedsRefill { begins_after, reason });
         }
+        self.claim(stream, held, &machine).await?;
         let loaded = Box::pin(self.load_or_refill(stream, &log, &machine)).await;
         if let Err(HostError::NeedsRefill { begins_after, reason }) = &loaded {
-            self.absent.lock().insert(stream, (*begins_after, reason.clone()));
+            self.set_absent(stream, *begins_after, reason);
         }
         let state = loaded?;
         if !self.weaken.keep_log_below_applied() {
@@ -359,10 +408,10 @@ impl Host {
             .log_id()
             .as_ref()
             .map(|id| (id.index, state.membership.membership().clone()));
-        let store = LogStore::open(log, Arc::clone(&replica), base)?;
+        let store = LogStore::open(log.clone(), Arc::clone(&replica), base)?;
         let (engine, snapshots) = (Arc::clone(&self.engine), Arc::clone(&self.snapshots));
-        let state_machine =
-            StateMachine::open(Arc::clone(&replica), engine, machine, store.clone(), snapshots)?;
+        let (own, applying) = (Arc::clone(&replica), Arc::clone(&machine));
+        let state_machine = StateMachine::open(own, engine, applying, store.clone(), snapshots)?;
         let network = NetworkFactory {
             links: Arc::clone(&self.links),
             replica: Arc::clone(&replica),
@@ -382,6 +431,8 @@ impl Host {
             raft,
             packer,
             links,
+            log,
+            machine,
             weaken: self.weaken,
         }))
     }
@@ -437,12 +488,42 @@ impl Host {
 
     /// The tasks of one replica.
     fn tend(&self, group: &Arc<Group>, held: bool) {
-        let packer = Arc::clone(&group.packer);
-        let raft = group.raft.clone();
-        self.env.tasks.spawn("packer", OnEnd::StopNode, packer.run(raft));
+        let (packer, raft) = (Arc::clone(&group.packer), group.raft.clone());
+        let (replica, tasks) = (Arc::clone(&group.replica), self.env.tasks.clone());
+        self.env.tasks.spawn("packer", OnEnd::Ignore, async move {
+            let packing = AssertUnwindSafe(packer.run(raft)).catch_unwind();
+            tokio::select! {
+                // However it ended: a part is missing.
+                _ = packing => tasks.request_stop("task packer ended"),
+                // Its replica does not need it any more.
+                () = replica.until_ended() => {}
+            }
+        });
 
         let leading = Arc::clone(group);
-        self.env.tasks.spawn("leadership log", OnEnd::Ignore, tell_leadership(leading));
+        self.env.tasks.spawn("leadership log", OnEnd::Ignore, async move {
+            let replica = Arc::clone(&leading.replica);
+            tokio::select! {
+                () = tell_leadership(leading) => {}
+                () = replica.until_ended() => {}
+            }
+        });
+
+        group.replica.digests.begin();
+        let maker = Maker {
+            replica: Arc::clone(&group.replica),
+            store: Arc::clone(&self.snapshots),
+            engine: Arc::clone(&self.engine),
+            machine: Arc::clone(&group.machine),
+            is_late: self.weaken.late_digest(),
+        };
+        let replica = Arc::clone(&group.replica);
+        self.env.tasks.spawn("digests", OnEnd::Ignore, async move {
+            tokio::select! {
+                () = maker.run() => {}
+                () = replica.until_ended() => {}
+            }
+        });
 
         let watched = Arc::clone(group);
         self.env.tasks.spawn("group supervisor", OnEnd::Ignore, async move {

@@ -9,11 +9,14 @@
 //! become state), `log_store` (how they become durable), `network`, `link`, `serve` (how they
 //! travel), `lives` (who is not heard), `snapshot` (what is sent instead of entries that are gone),
 //! [`host`] (how it is put together), `keeper` (elections after a death), `polls` (how old a replica's
-//! state may be).
+//! state may be). How a replica is replaced: `seed` (its state is sent to the new one), [`membership`]
+//! (who votes), `digest` (whether two replicas hold the same), `retire` (the old one is destroyed) and
+//! `remains` (what it leaves).
 
 mod book;
 mod codec;
 mod connect;
+mod digest;
 pub mod entry;
 mod frames;
 mod gate;
@@ -25,11 +28,15 @@ mod links;
 mod lives;
 mod log_store;
 pub mod machine;
+pub mod membership;
 mod network;
 mod options;
 pub mod packer;
 mod polls;
+mod remains;
 mod replica;
+mod retire;
+mod seed;
 mod serve;
 mod snapshot;
 #[cfg(test)]
@@ -40,9 +47,10 @@ mod waits;
 pub use book::AddressBook;
 pub use connect::channel;
 pub use entry::Operation;
-pub use group::{Group, GroupStatus, Member, ReadGrant};
+pub use group::{Group, GroupStatus, ReadGrant};
 pub use host::{GroupSpec, Host, HostError};
 pub use machine::{Applying, FileSpec, Import, Machine};
+pub use membership::{Change, MembershipView, SeatView};
 pub use options::{BadTiming, OnDead, Options, Timing};
 pub use packer::Proposed;
 pub use serve::FrameStream;

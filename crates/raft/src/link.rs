@@ -12,9 +12,12 @@
 //! - Nothing but pings leaves before the peer has told who it is and its life was found to be one that
 //!   is heard (N1); what a refused peer sends is not looked at, and ends the link.
 //! - Every frame of a connection is of the node and the incarnation that the first answer came from.
+//! - An answer must not tell less of the peer's log than was known when the ping left (N1).
+//! - A peer that is silent for 30 pings loses its link, whether or not it ever spoke.
 //!
 //! When the peer refuses *this* node, the link breaks and is tried again like any other; when it says
-//! that this node's folder is dead, whoever made the [`Options`] is told.
+//! that this node's folder is dead, whoever made the [`Options`] is told. A peer that is refused itself is
+//! not believed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,7 +38,7 @@ use tonic::transport::Channel;
 use crate::book::AddressBook;
 use crate::connect;
 use crate::frames::{self, Assembler, Lane, Packer};
-use crate::lives::{Life, Lives, NotHeard};
+use crate::lives::{Known, Life, Lives, NotHeard};
 use crate::options::Options;
 
 /// Requests of one lane that may wait for the link.
@@ -67,6 +70,9 @@ pub(crate) struct Route {
     pub(crate) from: ReplicaId,
     pub(crate) to: ReplicaId,
 }
+
+/// The pings of a connection that have no answer yet, with what was known of the peer when each left.
+type Asked = BTreeMap<u64, Option<Known>>;
 
 struct Queues {
     control: mpsc::Sender<v1::Envelope>,
@@ -189,9 +195,11 @@ impl Link {
 
     async fn run(self: Arc<Self>) {
         let mut wait = self.options.reconnect;
+        let mut said = None;
         while !self.env.tasks.is_stopping() {
             if let Some(channel) = self.connect().await {
                 let ended = self.serve(channel).await;
+                let was_up = self.is_up();
                 self.disconnect();
                 let why = match ended {
                     Ended::Broken(why) => {
@@ -200,7 +208,11 @@ impl Link {
                     }
                     Ended::Refused(why) => why,
                 };
-                tracing::info!(peer = %self.peer, why, "peer link lost");
+                // One that does not come up is tried again and again, and mostly ends the same way.
+                if was_up || said != Some(why) {
+                    tracing::info!(peer = %self.peer, why, "peer link lost");
+                }
+                said = Some(why);
             }
             // A little randomness, so that restarted nodes do not dial in step.
             let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -234,7 +246,8 @@ impl Link {
             .max_decoding_message_size(DECODE_BYTES)
             .max_encoding_message_size(DECODE_BYTES);
         let connection = client.link(frames);
-        if control.try_send(self.ping()).is_err() {
+        let mut asked = Asked::new();
+        if !self.ask(&control, &mut asked) {
             return Ended::Broken("the queue closed");
         }
         let Ok(replies) = tokio::time::timeout(self.options.connect_timeout, connection).await
@@ -247,6 +260,7 @@ impl Link {
         };
         let mut assembler = Assembler::default();
         let mut incarnation = None;
+        let connected = self.env.clock.boot();
         let mut ticker = tokio::time::interval(self.options.ping);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -266,8 +280,8 @@ impl Link {
                     let Some(told) = self.take(frame, &mut assembler) else {
                         return Ended::Broken("the peer sent what makes no sense");
                     };
-                    for body in told {
-                        match self.hear(life, body).await {
+                    for (call, body) in told {
+                        match self.hear(life, body, call, &mut asked).await {
                             // The queues go up only now: what is sent before could reach another
                             // node, or one that must not be heard.
                             Ok(true) => self.go_up(&control, &bulk),
@@ -277,11 +291,10 @@ impl Link {
                     }
                 }
                 _ = ticker.tick() => {
-                    // In a queue that is full there is enough that asks for an answer.
-                    let _ = control.try_send(self.ping());
-                    let silent = self.env.clock.boot()
-                        .since(BootTime(self.last_pong.load(Ordering::Relaxed)));
-                    if self.is_up() && silent > self.options.silent {
+                    self.ask(&control, &mut asked);
+                    let last_pong = BootTime(self.last_pong.load(Ordering::Relaxed));
+                    let silent = self.env.clock.boot().since(connected.max(last_pong));
+                    if silent > self.options.silent {
                         return Ended::Broken("the peer is silent");
                     }
                 }
@@ -302,33 +315,49 @@ impl Link {
     }
 
     /// Takes what the peer answers to a ping (N1). Returns whether the peer is one that is heard.
-    async fn hear(&self, incarnation: u64, body: Body) -> Result<bool, Ended> {
+    async fn hear(
+        &self,
+        incarnation: u64,
+        body: Body,
+        call: u64,
+        asked: &mut Asked,
+    ) -> Result<bool, Ended> {
         let now = self.env.clock.boot();
-        let about = match body {
-            Body::Pong(v1::Pong { about: Some(about) }) => about,
-            Body::Refused(refused) => {
-                self.refused(refused).await;
-                return Err(Ended::Refused("the peer refuses this node"));
-            }
+        let (about, refusal) = match body {
+            Body::Pong(pong) => (pong.about, None),
+            Body::Refused(mut refusal) => (refusal.about.take(), Some(refusal)),
             _ => return Ok(false),
+        };
+        let Some(known) = asked.remove(&call) else {
+            return Err(Ended::Broken("the peer answers what it was not asked"));
+        };
+        // Answers come in the order of the pings: the earlier ones get none any more.
+        *asked = asked.split_off(&call);
+        let Some(about) = about else {
+            return Err(Ended::Broken("the peer does not say who it is"));
         };
         let life = Life::told(incarnation, &about);
         let Some(info) = about.info.map(NodeInfo::from) else { return Ok(false) };
         if info.id != self.peer {
             return Err(Ended::Broken("another node answered at this address"));
         }
-        match self.lives.hear(self.peer, life).await {
-            Ok(()) => {
+        match (self.lives.hear_answer(self.peer, life, known).await, refusal) {
+            (Ok(()), None) => {
                 self.book.told(info);
                 self.last_pong.store(now.0, Ordering::Relaxed);
                 Ok(true)
             }
-            Err(NotHeard::Refused { reason, dead }) => {
-                tracing::warn!(peer = %self.peer, reason, dead, "a peer is refused");
-                Err(Ended::Refused("the peer is refused"))
+            (Ok(()), Some(refusal)) => {
+                self.refused(refusal).await;
+                Err(Ended::Refused("the peer refuses this node"))
             }
-            // Said where it failed; the next pong tries again.
-            Err(NotHeard::NotRemembered(_)) => Ok(false),
+            // Also when it refuses this node: it may be the one that was set back.
+            (Err(NotHeard::Refused { .. }), _) => Err(Ended::Refused("the peer is refused")),
+            // Said where it failed; the next answer tries again.
+            (Err(NotHeard::NotRemembered(_)), None) => Ok(false),
+            (Err(NotHeard::NotRemembered(_)), Some(_)) => {
+                Err(Ended::Refused("the peer refuses this node and cannot be judged yet"))
+            }
         }
     }
 
@@ -352,16 +381,16 @@ impl Link {
         }
     }
 
-    /// Hands replies to those who wait for them. Returns what concerns the link itself, or `None` when
-    /// the frame makes no sense.
-    fn take(&self, frame: v1::Frame, assembler: &mut Assembler) -> Option<Vec<Body>> {
+    /// Hands replies to those who wait for them. Returns what concerns the link itself, with the calls
+    /// that it answers, or `None` when the frame makes no sense.
+    fn take(&self, frame: v1::Frame, assembler: &mut Assembler) -> Option<Vec<(u64, Body)>> {
         frames::check(&frame, self.options.cluster).ok()?;
         let mut told = Vec::new();
         for piece in frame.pieces {
             let Some(envelope) = assembler.take(piece).ok()? else { continue };
             let result = match envelope.body {
                 Some(body @ (Body::Pong(_) | Body::Refused(_))) => {
-                    told.push(body);
+                    told.push((envelope.call, body));
                     continue;
                 }
                 Some(Body::Undeliverable(_)) => Err(LinkError::Undeliverable),
@@ -373,9 +402,17 @@ impl Link {
         Some(told)
     }
 
-    fn ping(&self) -> v1::Envelope {
+    /// Queues a ping. In a queue that is full there is enough that asks for an answer.
+    fn ask(&self, control: &mpsc::Sender<v1::Envelope>, asked: &mut Asked) -> bool {
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
-        let body = Some(Body::Ping(self.options.about(self.wal.newest_segment())));
-        v1::Envelope { call, body, ..Default::default() }
+        // Before the ping leaves, and so before its answer is made.
+        let known = self.lives.remembered(self.peer);
+        let body = Some(Body::Ping(self.options.about(&self.wal)));
+        let ping = v1::Envelope { call, body, ..Default::default() };
+        let is_queued = control.try_send(ping).is_ok();
+        if is_queued {
+            asked.insert(call, known);
+        }
+        is_queued
     }
 }

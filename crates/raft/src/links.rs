@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use annulus_proto::v1;
+use annulus_proto::v1::envelope::Body;
 use annulus_runtime::{BootTime, Env};
 use annulus_types::NodeId;
 use annulus_wal::Wal;
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use tonic::transport::Channel;
 
 use crate::book::AddressBook;
 use crate::connect;
-use crate::frames::Sender;
-use crate::link::Link;
+use crate::frames::{Lane, Sender};
+use crate::link::{Link, LinkError, Route};
 use crate::lives::Lives;
 use crate::options::Options;
 
@@ -51,12 +54,33 @@ impl Links {
         Some(Arc::clone(link))
     }
 
+    /// Asks a replica on `node` and waits for its answer, or for the link to break. Dropping the future
+    /// gives up the answer.
+    pub(crate) async fn ask(
+        &self,
+        node: NodeId,
+        route: Route,
+        question: Body,
+    ) -> Result<Body, LinkError> {
+        let link = self.find(node).ok_or(LinkError::Down)?;
+        let (answered, answer) = oneshot::channel();
+        // Who asked may have given up.
+        let on_reply = Box::new(move |reply| drop(answered.send(reply)));
+        link.call(route, Lane::Control, question, on_reply);
+        answer.await.unwrap_or(Err(LinkError::Down))
+    }
+
     /// A connection of its own to `node`, for what would hold up its link. Dropping the future gives
     /// up.
     pub(crate) async fn dial(&self, node: NodeId) -> Option<Channel> {
         let info = self.book.find(node)?;
         let connecting = connect::channel(&self.env, &info.peer_addr);
         tokio::time::timeout(self.options.connect_timeout, connecting).await.ok()?.ok()
+    }
+
+    /// What this node tells of itself and its log.
+    pub(crate) fn about(&self) -> v1::Ping {
+        self.options.about(&self.wal)
     }
 
     /// Who this node is, for what it sends.

@@ -2,25 +2,50 @@
 //!
 //! A node that was set back to an older copy of its data folder has forgotten votes and entries, and
 //! does not know it. Its peers can tell: with every ping and pong it tells the incarnation of its
-//! folder, how often the folder was started, a random id of the present start, and the newest segment
-//! of its log. What contradicts the past is refused:
+//! folder, how often the folder was started, a random id of the present start, up to where its log is
+//! durable, and where the log ended when this start read it. What contradicts the past is refused:
 //!
-//! - a lower boot counter: the folder was rolled back;
+//! - a lower boot counter: the folder was set back;
 //! - the same counter with another boot id: two copies of one folder were started;
-//! - a new start whose log is not beyond every segment that an earlier start told of: the log was rolled
-//!   back, or the folder was started often enough to count past its former self (each start begins a
-//!   segment, and numbers are never reused);
+//! - a new start whose log ended below what an earlier start told to be durable: the log was set back;
+//! - a pong of a known start that tells less than was known of it when the ping left: the machine was
+//!   set back together with its memory;
 //! - another incarnation than the one remembered. Which of two counts is the manager's to say; until it
 //!   does, the one that was seen first is heard.
 //!
-//! The first three are final: the folder is dead, and its node is told so. A segment below the highest
-//! told is no offence of a start that is known: pings and pongs of one process come over two
-//! connections, and nothing orders them.
+//! All but the last are final: the folder is dead, and its node is told so. The first three concern a
+//! start, beside which another one of the same folder may be sound. The fourth concerns all that comes
+//! of the folder, and is remembered: the next thing that it says may fit again.
+//!
+//! # No sound node is refused
+//!
+//! A node tells a position only after the sync that made it durable, and a sound log never ends below
+//! such a position when it is read again, whatever was torn, damaged, written again or recycled
+//! ([`annulus_wal::Wal::recovered_end`] has the argument). So the third does not happen to it. Nor does
+//! the fourth: what one process tells only grows, and it answers a ping after it was sent, so after
+//! everything that was known by then had been told. Pings are no answers: they and pongs come over two
+//! connections, which nothing orders, and a ping of a known start may tell less than is known.
+//!
+//! # What is not seen
+//!
+//! Only what was told can be missed. So a node is heard that was set back
+//!
+//! - behind its last ping: what it has promised after that (pings come every 100 ms), or what every
+//!   peer has forgotten by losing its power within about a second;
+//! - and started a second time before a peer heard the first one: each start begins a segment, and the
+//!   second finds its log to end there;
+//! - together with its memory, until a pong of it is judged, which is the first thing that a link to it
+//!   waits for; and for good if its log has grown as far again by then.
+//!
+//! A copy of the folder of a running node is refused once the original has told of anything written
+//! since. Until then it looks like the original after a restart: the first of the two that is heard at
+//! the next start counts, and the other one is dead. That is the original if it was not started again. Two
+//! machines with one memory are one start: when one of them is refused for good, both are.
 //!
 //! # Invariants
 //!
 //! - A start that is new to this node is durable here before anything of it is heard or answered. A
-//!   higher segment counts at once and is written within about a second of its telling.
+//!   higher position counts at once and is written within about a second of its telling.
 //! - One write at a time, each of all that is remembered when it begins: an older state never replaces
 //!   a newer one.
 //! - What was read at the start is on the disk for certain only when it is written again: the process
@@ -28,19 +53,26 @@
 //!
 //! # Failure
 //!
-//! A file that is missing or damaged is an empty memory; the second is said. Other peers still remember.
-//! While the file cannot be written no start that is new gets an answer.
+//! A file that is missing, or whose bytes make no sense, is an empty memory; the second is said. Other
+//! peers still remember. A file that does not read, or is of another version, is no empty memory, which
+//! would replace it: the host does not start. While the file cannot be written no start that is new
+//! gets an answer.
 //!
 //! # The file
 //!
 //! ```text
 //! file `peers` in the data folder, numbers big-endian:
 //!   version u8 = 1
-//!   | per node, by id: node u32 | incarnation u64 | boot counter u64 | boot id u64 | segment u64
+//!   | per node, by id: node u32 | incarnation u64 | boot counter u64 | boot id u64
+//!                      | segment u64 | offset u64 | dead u8
 //!   | crc32 of all before u32
 //! ```
+//!
+//! Segment and offset are the highest position that the start told. Dead is 1 for the fourth case above,
+//! else 0. Version and checksum stay where they are in every version.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering as Order;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,9 +83,11 @@ use annulus_proto::v1;
 use annulus_runtime::disk::{read_file, replace_file};
 use annulus_runtime::{BootTime, Disk, Env, OnEnd};
 use annulus_types::NodeId;
+use annulus_wal::Position;
 use bytes::{Buf as _, BufMut as _};
 use parking_lot::Mutex;
 
+use crate::host::HostError;
 use crate::options::{OnDead, Options, WeakenHost};
 use crate::waits::Waits;
 
@@ -63,13 +97,15 @@ mod tests;
 const FILE: &str = "peers";
 const VERSION: u8 = 1;
 /// Of one node in the file.
-const NODE_BYTES: usize = 36;
+const NODE_BYTES: usize = 45;
 /// Nodes that are remembered. A bound on memory and file, far above what one cluster has.
 const NODES_MOST: usize = 4096;
 /// Version, nodes, checksum.
 const FILE_BYTES_MOST: usize = 1 + NODES_MOST * NODE_BYTES + 4;
-/// Between two writes that only higher segments ask for.
-const SEGMENTS_EVERY: Duration = Duration::from_secs(1);
+/// Refused starts of which it is known that they were said. Beyond that some are said again.
+const SAID_MOST: usize = 4096;
+/// Between two writes that only higher positions ask for.
+const POSITIONS_EVERY: Duration = Duration::from_secs(1);
 /// The change that stands for what was read at the start.
 const FIRST_CHANGE: u64 = 1;
 
@@ -82,16 +118,59 @@ pub(crate) struct Life {
     pub(crate) boot_counter: u64,
     /// Random, of the present start.
     pub(crate) boot_id: u64,
-    /// The newest segment of its log.
-    pub(crate) segment: u64,
+    /// Up to here its log is durable.
+    pub(crate) position: Position,
+    /// Where its log ended when this start read it.
+    pub(crate) recovered: Position,
 }
 
 impl Life {
     /// What a ping tells that came in a frame of this incarnation.
     pub(crate) fn told(incarnation: u64, ping: &v1::Ping) -> Self {
-        let v1::Ping { boot_counter, boot_id, segment, .. } = *ping;
-        Self { incarnation, boot_counter, boot_id, segment }
+        let v1::Ping { boot_counter, boot_id, .. } = *ping;
+        let position = |at: Option<&v1::LogPosition>| {
+            at.map_or_else(Position::default, |at| Position {
+                segment: at.segment,
+                offset: at.offset,
+            })
+        };
+        Self {
+            incarnation,
+            boot_counter,
+            boot_id,
+            position: position(ping.position.as_ref()),
+            recovered: position(ping.recovered.as_ref()),
+        }
     }
+}
+
+/// What is remembered of a node: its newest start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    incarnation: u64,
+    boot_counter: u64,
+    boot_id: u64,
+    /// The highest that this start told.
+    position: Position,
+    /// No start of the folder is ever heard again.
+    is_dead: bool,
+}
+
+impl Known {
+    fn begin(told: Life) -> Self {
+        let Life { incarnation, boot_counter, boot_id, position, .. } = told;
+        Self { incarnation, boot_counter, boot_id, position, is_dead: false }
+    }
+
+    fn is_start_of(&self, told: &Life) -> bool {
+        let start = (told.incarnation, told.boot_counter, told.boot_id);
+        start == (self.incarnation, self.boot_counter, self.boot_id)
+    }
+}
+
+/// For people.
+fn place(Position { segment, offset }: Position) -> String {
+    format!("segment {segment}, byte {offset}")
 }
 
 /// What is made of a life that was told.
@@ -99,25 +178,36 @@ impl Life {
 enum Verdict {
     /// Nothing new.
     Known,
-    /// It is remembered now. Vital: a start that was not known, not only a higher segment.
+    /// It is remembered now. Vital: a start that was not known, not only a higher position.
     Newer { vital: bool },
+    /// The log went back while the process ran. It is remembered now that the folder is dead.
+    WentBack { reason: String },
     /// It contradicts what is remembered. Dead: no start of this folder can ever be heard again.
     Refused { reason: String, dead: bool },
 }
 
 /// The lives that were told, by node. Knows no disk and no time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Memory(BTreeMap<NodeId, Life>);
+struct Memory(BTreeMap<NodeId, Known>);
+
+/// Why bytes are no memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Undecoded {
+    Damaged,
+    /// Intact, and not of this program.
+    Version(u8),
+}
 
 impl Memory {
-    fn judge(&mut self, node: NodeId, told: Life) -> Verdict {
+    /// For an answer, `asked` is what was remembered of the node when the question left.
+    fn judge(&mut self, node: NodeId, told: Life, asked: Option<Known>) -> Verdict {
         let is_full = self.0.len() >= NODES_MOST;
         let Some(known) = self.0.get_mut(&node) else {
             if is_full {
                 let reason = format!("{NODES_MOST} other nodes are remembered already");
                 return Verdict::Refused { reason, dead: false };
             }
-            self.0.insert(node, told);
+            self.0.insert(node, Known::begin(told));
             return Verdict::Newer { vital: true };
         };
         let dead = |reason| Verdict::Refused { reason, dead: true };
@@ -129,85 +219,123 @@ impl Memory {
             );
             return Verdict::Refused { reason, dead: false };
         }
-        if start < known.boot_counter {
-            let seen = known.boot_counter;
-            return dead(format!(
-                "this is start {start} of a data folder whose start {seen} was seen"
-            ));
+        if known.is_dead {
+            let start = known.boot_counter;
+            return dead(format!("the log of this data folder went back during its start {start}"));
         }
-        if start == known.boot_counter && told.boot_id != known.boot_id {
-            return dead(format!("another process was seen at start {start} of this data folder"));
+        match start.cmp(&known.boot_counter) {
+            Order::Less => {
+                let seen = known.boot_counter;
+                dead(format!("this is start {start} of a data folder whose start {seen} was seen"))
+            }
+            Order::Equal if told.boot_id != known.boot_id => {
+                dead(format!("another process was seen at start {start} of this data folder"))
+            }
+            Order::Equal => {
+                if let Some(asked) = asked
+                    && asked.is_start_of(&told)
+                    && told.position < asked.position
+                {
+                    known.is_dead = true;
+                    let reason = format!(
+                        "start {start} of the data folder says that its log is durable up to {}, and \
+                         has said before that it is up to {}",
+                        place(told.position),
+                        place(asked.position)
+                    );
+                    return Verdict::WentBack { reason };
+                }
+                if told.position <= known.position {
+                    return Verdict::Known;
+                }
+                known.position = told.position;
+                Verdict::Newer { vital: false }
+            }
+            Order::Greater if told.recovered < known.position => dead(format!(
+                "start {start} found the log of the data folder to end at {}, and an earlier start said \
+                 that it was durable up to {}",
+                place(told.recovered),
+                place(known.position)
+            )),
+            Order::Greater => {
+                *known = Known::begin(told);
+                Verdict::Newer { vital: true }
+            }
         }
-        let vital = start > known.boot_counter;
-        if vital && told.segment <= known.segment {
-            return dead(format!(
-                "at start {start} of the data folder its log has come to segment {} only, and segment \
-                 {} was seen at an earlier start",
-                told.segment, known.segment
-            ));
-        }
-        if vital || told.segment > known.segment {
-            *known = told;
-            return Verdict::Newer { vital };
-        }
-        Verdict::Known
     }
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(1 + self.0.len() * NODE_BYTES + 4);
         out.put_u8(VERSION);
-        for (node, life) in &self.0 {
+        for (node, known) in &self.0 {
             out.put_u32(node.0);
-            out.put_u64(life.incarnation);
-            out.put_u64(life.boot_counter);
-            out.put_u64(life.boot_id);
-            out.put_u64(life.segment);
+            out.put_u64(known.incarnation);
+            out.put_u64(known.boot_counter);
+            out.put_u64(known.boot_id);
+            out.put_u64(known.position.segment);
+            out.put_u64(known.position.offset);
+            out.put_u8(u8::from(known.is_dead));
         }
         let crc = crc32fast::hash(&out);
         out.put_u32(crc);
         out
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (body, crc) = bytes.split_last_chunk::<4>()?;
-        let (version, mut nodes) = body.split_first()?;
-        let is_whole = crc32fast::hash(body) == u32::from_be_bytes(*crc);
-        if !is_whole || *version != VERSION || !nodes.len().is_multiple_of(NODE_BYTES) {
-            return None;
+    fn decode(bytes: &[u8]) -> Result<Self, Undecoded> {
+        let (body, crc) = bytes.split_last_chunk::<4>().ok_or(Undecoded::Damaged)?;
+        if crc32fast::hash(body) != u32::from_be_bytes(*crc) {
+            return Err(Undecoded::Damaged);
+        }
+        let (version, mut nodes) = body.split_first().ok_or(Undecoded::Damaged)?;
+        if *version != VERSION {
+            return Err(Undecoded::Version(*version));
+        }
+        if !nodes.len().is_multiple_of(NODE_BYTES) {
+            return Err(Undecoded::Damaged);
         }
         let mut memory = Self::default();
         while nodes.has_remaining() {
             let node = NodeId(nodes.get_u32());
-            let life = Life {
+            let known = Known {
                 incarnation: nodes.get_u64(),
                 boot_counter: nodes.get_u64(),
                 boot_id: nodes.get_u64(),
-                segment: nodes.get_u64(),
+                position: Position { segment: nodes.get_u64(), offset: nodes.get_u64() },
+                is_dead: match nodes.get_u8() {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(Undecoded::Damaged),
+                },
             };
-            memory.0.insert(node, life);
+            memory.0.insert(node, known);
         }
-        Some(memory)
+        Ok(memory)
     }
 
-    /// What an earlier process of this node has written, if it can be read.
-    fn read(disk: &dyn Disk, dir: &Path) -> Self {
+    /// What an earlier process of this node has written.
+    fn read(disk: &dyn Disk, dir: &Path) -> Result<Self, HostError> {
         let path = dir.join(FILE);
-        let read = match disk.exists(&path) {
-            Ok(false) => return Self::default(),
-            Ok(true) => read_file(disk, &path, FILE_BYTES_MOST as u64),
-            Err(error) => Err(error),
-        };
-        let reason = match read.map(|bytes| Self::decode(&bytes)) {
-            Ok(Some(memory)) => return memory,
-            Ok(None) => "its bytes make no sense".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        tracing::warn!(
-            file = %path.display(),
-            reason,
-            "what was remembered of other nodes is lost; other nodes still remember"
-        );
-        Self::default()
+        let file = || path.display().to_string();
+        let unread =
+            |error: io::Error| HostError::Peers { file: file(), reason: error.to_string() };
+        if !disk.exists(&path).map_err(unread)? {
+            return Ok(Self::default());
+        }
+        let bytes = read_file(disk, &path, FILE_BYTES_MOST as u64).map_err(unread)?;
+        match Self::decode(&bytes) {
+            Ok(memory) => Ok(memory),
+            Err(Undecoded::Version(version)) => {
+                let reason = format!("its format has version {version}, which is unknown here");
+                Err(HostError::Peers { file: file(), reason })
+            }
+            Err(Undecoded::Damaged) => {
+                tracing::warn!(
+                    file = %path.display(),
+                    "what was remembered of other nodes is damaged and lost; other nodes still remember"
+                );
+                Ok(Self::default())
+            }
+        }
     }
 }
 
@@ -233,8 +361,36 @@ struct Held {
     changes: u64,
     /// The last vital change of each node that changed in this run.
     vital: BTreeMap<NodeId, u64>,
-    /// When a write for higher segments alone was last asked for.
+    /// When a write for higher positions alone was last asked for.
     asked: BootTime,
+    /// The refused starts that were said: node, incarnation and boot id.
+    said: BTreeSet<(NodeId, u64, u64)>,
+}
+
+impl Held {
+    /// As [`Memory::judge`], and counts what changes.
+    fn judge(&mut self, node: NodeId, told: Life, asked: Option<Known>) -> Verdict {
+        let verdict = self.memory.judge(node, told, asked);
+        match verdict {
+            Verdict::Known | Verdict::Refused { .. } => {}
+            Verdict::Newer { vital } => {
+                self.changes += 1;
+                if vital {
+                    self.vital.insert(node, self.changes);
+                }
+            }
+            Verdict::WentBack { .. } => self.changes += 1,
+        }
+        verdict
+    }
+
+    /// Whether it was not said yet that this start is refused. A refused node tries again and again.
+    fn is_news(&mut self, node: NodeId, told: Life) -> bool {
+        if self.said.len() >= SAID_MOST {
+            self.said.clear();
+        }
+        self.said.insert((node, told.incarnation, told.boot_id))
+    }
 }
 
 /// The memory of one node, and its file.
@@ -254,16 +410,20 @@ pub(crate) struct Lives {
 
 impl Lives {
     /// Reads what an earlier process has written. Blocks.
+    ///
+    /// # Errors
+    /// When there is a file that cannot be read, or one of another version.
     pub(crate) fn open(
         env: &Env,
         options: &Options,
         waits: Waits,
         weaken: WeakenHost,
-    ) -> Arc<Self> {
-        let memory = Memory::read(env.disk.as_ref(), &options.dir);
+    ) -> Result<Arc<Self>, HostError> {
+        let memory = Memory::read(env.disk.as_ref(), &options.dir)?;
         let (vital, asked) = (BTreeMap::new(), env.clock.boot());
-        let held = Held { memory, changes: FIRST_CHANGE, vital, asked };
-        Arc::new(Self {
+        let said = BTreeSet::new();
+        let held = Held { memory, changes: FIRST_CHANGE, vital, asked, said };
+        Ok(Arc::new(Self {
             env: env.clone(),
             dir: options.dir.clone(),
             waits,
@@ -273,39 +433,67 @@ impl Lives {
             writing: Mutex::new(()),
             durable: AtomicU64::new(0),
             is_failing: AtomicBool::new(false),
-        })
+        }))
     }
 
-    /// Judges what a node tells of its life. On return it is remembered, a new start durably. Dropping
-    /// the future forgets nothing: the next call waits for what this one has begun.
+    /// What is remembered of a node now, for a question that leaves after this.
+    pub(crate) fn remembered(&self, node: NodeId) -> Option<Known> {
+        self.held.lock().memory.0.get(&node).copied()
+    }
+
+    /// Judges what a node tells of its life, unasked. On return it is remembered, a new start durably.
+    /// Dropping the future forgets nothing: the next call waits for what this one has begun.
     ///
     /// # Errors
     /// When the node must not be heard, or not yet.
     pub(crate) async fn hear(self: &Arc<Self>, node: NodeId, told: Life) -> Result<(), NotHeard> {
+        self.hear_answer(node, told, None).await
+    }
+
+    /// As [`Self::hear`], for the answer to a question; `asked` is what was remembered of the node when
+    /// the question left.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn hear_answer(
+        self: &Arc<Self>,
+        node: NodeId,
+        told: Life,
+        asked: Option<Known>,
+    ) -> Result<(), NotHeard> {
         if self.weaken.forget_lives() {
             return Ok(());
         }
+        let (verdict, is_news, change) = {
+            let mut held = self.held.lock();
+            let verdict = held.judge(node, told, asked);
+            let is_refused = matches!(verdict, Verdict::Refused { .. } | Verdict::WentBack { .. });
+            (verdict, is_refused && held.is_news(node, told), held.changes)
+        };
+        let (reason, dead) = match verdict {
+            Verdict::Known | Verdict::Newer { .. } => return self.remember(node).await,
+            Verdict::Refused { reason, dead } => (reason, dead),
+            Verdict::WentBack { reason } => {
+                self.write_aside(change);
+                (reason, true)
+            }
+        };
+        if is_news {
+            tracing::warn!(peer = %node, reason, dead, "a peer is refused");
+        }
+        Err(NotHeard::Refused { reason, dead })
+    }
+
+    /// Makes durable what was told of a node, at once if it is vital.
+    async fn remember(self: &Arc<Self>, node: NodeId) -> Result<(), NotHeard> {
         let now = self.env.clock.boot();
         let (needed, held_now, is_due) = {
-            let mut guard = self.held.lock();
-            let held = &mut *guard;
-            match held.memory.judge(node, told) {
-                Verdict::Known => {}
-                Verdict::Newer { vital } => {
-                    held.changes += 1;
-                    if vital {
-                        held.vital.insert(node, held.changes);
-                    }
-                }
-                Verdict::Refused { reason, dead } => {
-                    return Err(NotHeard::Refused { reason, dead });
-                }
-            }
+            let mut held = self.held.lock();
             let needed = held.vital.get(&node).copied().unwrap_or(FIRST_CHANGE);
             let durable = self.durable.load(Ordering::SeqCst);
             let is_due = needed <= durable
                 && held.changes > durable
-                && now.since(held.asked) >= SEGMENTS_EVERY;
+                && now.since(held.asked) >= POSITIONS_EVERY;
             if is_due {
                 held.asked = now;
             }
@@ -317,14 +505,19 @@ impl Lives {
             return stored.map_err(NotHeard::NotRemembered);
         }
         if is_due {
-            let lives = Arc::clone(self);
-            self.env.tasks.spawn("peers file", OnEnd::Ignore, async move {
-                let storing = Arc::clone(&lives);
-                // A failure was told where it happened; the next write holds the same.
-                let _ = lives.waits.run(move || storing.store(held_now)).await;
-            });
+            self.write_aside(held_now);
         }
         Ok(())
+    }
+
+    /// Has a task write all that is remembered.
+    fn write_aside(self: &Arc<Self>, change: u64) {
+        let lives = Arc::clone(self);
+        self.env.tasks.spawn("peers file", OnEnd::Ignore, async move {
+            let storing = Arc::clone(&lives);
+            // A failure was told where it happened; the next write holds the same.
+            let _ = lives.waits.run(move || storing.store(change)).await;
+        });
     }
 
     /// Writes all that is remembered, unless a write has held `change` already. Blocks.

@@ -39,6 +39,8 @@ pub(crate) struct LogStore {
     log: GroupLog,
     replica: Arc<ReplicaState>,
     memberships: Arc<Mutex<Memberships>>,
+    /// Index of an applied membership that has a seat for this replica, if the last applied has none (H4).
+    seated_at: Option<u64>,
 }
 
 fn failed(error: WalError) -> io::Error {
@@ -46,13 +48,21 @@ fn failed(error: WalError) -> io::Error {
 }
 
 /// The membership that an entry of the log holds.
-fn membership_of(log: &GroupLog, id: EntryId) -> io::Result<Membership> {
+pub(crate) fn membership_of(log: &GroupLog, id: EntryId) -> io::Result<Membership> {
     let found = log.entries(id.index..id.index + 1, FRAME_BYTES).map_err(failed)?;
     let entry = found.into_iter().next().map(entry_from_log).transpose();
     match entry.map_err(io::Error::other)?.map(|entry| entry.payload) {
         Some(Payload::Membership(membership)) => Ok(membership),
         _ => Err(io::Error::other(format!("entry {id} of the log holds no membership"))),
     }
+}
+
+/// Index of the newest membership that has a seat for a replica.
+fn newest_with(memberships: &Memberships, replica: ReplicaId) -> Option<u64> {
+    let mut newest_first = memberships.iter().rev();
+    let seats_it =
+        |(_, membership): &(&u64, &Membership)| membership.get_node(&replica.0).is_some();
+    newest_first.find(seats_it).map(|(index, _)| *index)
 }
 
 impl LogStore {
@@ -81,10 +91,22 @@ impl LogStore {
             let reason = "which neither the log nor the engine has";
             return Err(io::Error::other(format!("the log names membership {named}, {reason}")));
         }
-        for id in held.into_iter().filter(|id| Some(id.index) > applied) {
+        let (older, newer): (Vec<EntryId>, Vec<EntryId>) =
+            held.into_iter().partition(|id| Some(id.index) <= applied);
+        for id in newer {
             memberships.insert(id.index, membership_of(&log, id)?);
         }
-        let store = Self { log, replica, memberships: Arc::new(Mutex::new(memberships)) };
+        let mut seated_at = None;
+        if newest_with(&memberships, replica.me).is_none() {
+            // It may have left. What does not read says nothing.
+            let seats_it = |id: &&EntryId| {
+                let membership = membership_of(&log, **id);
+                membership.is_ok_and(|membership| membership.get_node(&replica.me.0).is_some())
+            };
+            seated_at = older.iter().rev().find(seats_it).map(|id| id.index);
+        }
+        let memberships = Arc::new(Mutex::new(memberships));
+        let store = Self { log, replica, memberships, seated_at };
         store.tell_gate();
         if let Some(saved) = state.vote {
             // After a restart nobody leads by an old vote: the gate is not told.
@@ -103,6 +125,7 @@ impl LogStore {
             .collect();
         let seats = newest.nodes().map(|(id, seat)| (ReplicaId(*id), seat.node)).collect();
         self.replica.set_seats(seats);
+        self.replica.set_seated_at(newest_with(&memberships, self.replica.me).or(self.seated_at));
         self.replica.gate.change(|core| core.membership_appended(configs));
     }
 

@@ -30,13 +30,13 @@ use openraft::entry::RaftEntry as _;
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 
-use crate::codec;
-use crate::entry::{EntryBody, Operation};
+use crate::entry::{Decoded, EntryBody, Operation};
 use crate::log_store::LogStore;
 use crate::replica::ReplicaState;
 use crate::snapshot::store::SnapshotStore;
 use crate::snapshot::{Builder, Content, Picture};
 use crate::types::{LogId, Payload, Reply, StoredMembership, TypeConfig, entry_id};
+use crate::{codec, digest};
 
 /// Where in the log an entry stands, for the machine that applies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +114,12 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Begins to replace the whole state by a snapshot. Nothing is applied until it ends.
     fn import(self: Arc<Self>) -> Box<dyn Import>;
+
+    /// The replica was destroyed (H4), or another begins in its place: there is no state any more, and
+    /// readers find none from now on. Nothing is applied meanwhile. The rows of the group's records and
+    /// its own state go in the same batch, by the caller; what else the machine knows of goes into `batch`,
+    /// but data that only a record names are left to the machine's own sweeping (E3).
+    fn destroy(&self, _batch: &mut Batch) {}
 }
 
 /// Part of a group's own keys that holds [`GroupState`].
@@ -198,7 +204,7 @@ impl StateMachine {
 
     /// What a snapshot of this moment holds. Only a description while nothing is applied, or while
     /// too many groups hold views.
-    fn content(&mut self) -> io::Result<Content> {
+    pub(crate) fn content(&mut self) -> io::Result<Content> {
         if self.state.applied.is_none() {
             return Ok(Content::Described);
         }
@@ -233,38 +239,53 @@ impl StateMachine {
         }
     }
 
+    fn operate(&mut self, id: LogId, body: EntryBody, batch: &mut Batch) -> io::Result<Vec<Bytes>> {
+        self.state.group_time_ms = self.state.group_time_ms.max(body.group_time_ms);
+        let at = Applying {
+            group: self.replica.group,
+            id: entry_id(&id),
+            version: body.version,
+            group_time_ms: self.state.group_time_ms,
+            wall_ms: body.wall_ms,
+        };
+        self.machine.apply(&at, body.operations, batch).map_err(io::Error::other)
+    }
+
     fn apply_one(&mut self, id: LogId, payload: Payload) -> Result<Reply, io::Error> {
         let mut batch = Batch::default();
         let mut replies = Vec::new();
+        let mut takes_digest = false;
         match payload {
             Payload::Blank => {}
             Payload::Membership(membership) => {
                 self.state.membership = StoredMembership::new(Some(id), membership);
             }
-            Payload::Normal(command) => {
-                let body = EntryBody::decode(command.0).map_err(io::Error::other)?;
-                self.state.group_time_ms = self.state.group_time_ms.max(body.group_time_ms);
-                let at = Applying {
-                    group: self.replica.group,
-                    id: entry_id(&id),
-                    version: body.version,
-                    group_time_ms: self.state.group_time_ms,
-                    wall_ms: body.wall_ms,
-                };
-                replies = self
-                    .machine
-                    .apply(&at, body.operations, &mut batch)
-                    .map_err(io::Error::other)?;
-            }
+            Payload::Normal(command) => match Decoded::read(command.0).map_err(io::Error::other)? {
+                Decoded::Operations(body) => replies = self.operate(id, body, &mut batch)?,
+                Decoded::Digest(body) => {
+                    self.state.group_time_ms = self.state.group_time_ms.max(body.group_time_ms);
+                    takes_digest = true;
+                }
+            },
         }
         self.state.applied = Some(id);
         self.state.whole |= self.replica.reaches_whole(id.index);
         batch.put(GroupState::key(self.replica.group), self.state.encode());
         self.engine.apply(batch).map_err(io::Error::other)?;
         self.machine.batch_visible();
+        if takes_digest {
+            digest::take(self, entry_id(&id));
+        }
         self.replica.set_whole(self.state.whole);
         self.replica.entry_applied(entry_id(&id), self.state.group_time_ms);
         Ok(Reply(replies))
+    }
+}
+
+impl Drop for StateMachine {
+    /// openraft says nothing when its worker ends, and that may be after its core.
+    fn drop(&mut self) {
+        self.replica.machine_has_ended();
     }
 }
 

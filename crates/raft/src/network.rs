@@ -11,6 +11,7 @@
 //!   also when openraft has stopped waiting for it.
 //! - A leader that no quorum answers sends nothing for a while (R1 a, silence).
 //! - In quarantine no vote or pre-vote leaves, a transfer's excepted (N3).
+//! - What a seeded follower holds already is left out of the frames to it (`seed`).
 //! - A broken link is `Unreachable`: openraft then backs off instead of spinning.
 
 use std::collections::VecDeque;
@@ -40,11 +41,12 @@ use crate::frames::Lane;
 use crate::link::{LinkError, Route};
 use crate::links::Links;
 use crate::replica::ReplicaState;
+use crate::seed::cut_held;
 use crate::snapshot::Content;
 use crate::snapshot::send::Errand;
 use crate::types::{
-    AppendRequest, LogId, Seat, TypeConfig, Vote, append_to_wire, log_id_from_wire, log_id_to_wire,
-    vote_from_wire, vote_to_wire, wal_vote,
+    AppendRequest, LogId, Seat, TypeConfig, Vote, append_to_wire, log_id, log_id_from_wire,
+    log_id_to_wire, vote_from_wire, vote_to_wire, wal_vote,
 };
 
 /// Replication requests of one group to one follower that may be unanswered.
@@ -94,6 +96,8 @@ pub(crate) struct PeerClient {
 struct Sent {
     prev: Option<LogId>,
     last: Option<LogId>,
+    /// What the receiver was known to hold was left out (H2).
+    is_cut: bool,
     reply: oneshot::Receiver<Result<Body, LinkError>>,
 }
 
@@ -139,7 +143,7 @@ impl Caller {
     }
 
     /// Sends one append frame: raises `published`, stamps heartbeats, hooks the confirm.
-    fn append(&self, request: AppendRequest, stream: u64) -> Result<Sent, Rpc> {
+    fn append(&self, mut request: AppendRequest, stream: u64) -> Result<Sent, Rpc> {
         let now = self.replica.clock.boot();
         if !self.replica.gate.may_send(now) {
             return Err(unreachable(LinkError::Down));
@@ -150,6 +154,10 @@ impl Caller {
         let vote = wal_vote(&request.vote);
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+        let seeded = self.replica.seeded_upto(self.target).map(log_id);
+        let is_cut = seeded.is_some_and(|upto| cut_held(&mut request, upto));
+        #[cfg(test)]
+        self.replica.note_sent(self.target, request.entries.iter().map(|entry| entry.log_id.index));
         let body = Body::Append(append_to_wire(request, stream));
         let (done, reply) = oneshot::channel();
         let (replica, follower, heartbeat) = (self.replica.clone(), self.target, self.heartbeat);
@@ -168,6 +176,9 @@ impl Caller {
                 }))
             );
             if accepted {
+                if is_cut && is_conflict(&result) {
+                    replica.forget_seeded(follower);
+                }
                 let now = replica.clock.boot();
                 replica.gate.change(|core| {
                     if heartbeat {
@@ -179,8 +190,13 @@ impl Caller {
             }
             let _ = done.send(result);
         });
-        Ok(Sent { prev, last, reply })
+        Ok(Sent { prev, last, is_cut, reply })
     }
+}
+
+fn is_conflict(reply: &Result<Body, LinkError>) -> bool {
+    use v1::append_reply::Result as Wire;
+    matches!(reply, Ok(Body::AppendReply(v1::AppendReply { result: Some(Wire::Conflict(_)) })))
 }
 
 fn append_result(
@@ -195,6 +211,8 @@ fn append_result(
     match result {
         Wire::Ok(_) => Ok(Ok(sent.last)),
         Wire::Partial(id) => Ok(Ok(Some(log_id_from_wire(id)))),
+        // It says nothing about the entry before the whole request, which is sent next.
+        Wire::Conflict(_) if sent.is_cut => Err(unreachable(LinkError::Undeliverable)),
         // Only a request that names an entry before its first can conflict.
         Wire::Conflict(_) => match sent.prev {
             Some(prev) => Ok(Err(StreamAppendError::Conflict(prev))),

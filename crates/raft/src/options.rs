@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use annulus_proto::v1;
 use annulus_types::{ClusterId, NodeInfo};
+use annulus_wal::{Position, Wal};
 
 use crate::frames::Sender;
 use crate::gate::Weaken;
@@ -150,13 +151,15 @@ impl Options {
         Sender { cluster: self.cluster, node: self.info.id, incarnation: self.incarnation }
     }
 
-    /// What a ping or its answer tells while this is the newest segment of the log.
-    pub(crate) fn about(&self, segment: u64) -> v1::Ping {
+    /// What a ping or its answer tells of the node and its log.
+    pub(crate) fn about(&self, wal: &Wal) -> v1::Ping {
+        let told = |Position { segment, offset }| v1::LogPosition { segment, offset };
         v1::Ping {
             boot_counter: self.boot.0,
             boot_id: self.boot.1,
-            segment,
+            position: Some(told(wal.durable_position())),
             info: Some(v1::NodeInfo::from(&self.info)),
+            recovered: Some(told(wal.recovered_end())),
         }
     }
 }
@@ -189,6 +192,21 @@ pub(crate) struct WeakenHost {
     /// R4: answer a poll with whatever is applied, gate or not.
     #[cfg(test)]
     pub(crate) poll_without_gate: bool,
+    /// H6: change whatever membership is in force.
+    #[cfg(test)]
+    pub(crate) any_membership: bool,
+    /// H2: send a seeded replica what it holds already.
+    #[cfg(test)]
+    pub(crate) forget_seeds: bool,
+    /// H4: destroy a replica because somebody says so.
+    #[cfg(test)]
+    pub(crate) destroy_without_proof: bool,
+    /// H4: take whatever the engine holds of a group for the state of its next replica.
+    #[cfg(test)]
+    pub(crate) keep_remains: bool,
+    /// E5: read the engine for a digest as it is by then.
+    #[cfg(test)]
+    pub(crate) late_digest: bool,
 }
 
 impl WeakenHost {
@@ -262,6 +280,46 @@ impl WeakenHost {
     }
     #[cfg(not(test))]
     pub(crate) fn poll_without_gate(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    pub(crate) fn any_membership(self) -> bool {
+        self.any_membership
+    }
+    #[cfg(not(test))]
+    pub(crate) fn any_membership(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    pub(crate) fn forget_seeds(self) -> bool {
+        self.forget_seeds
+    }
+    #[cfg(not(test))]
+    pub(crate) fn forget_seeds(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    pub(crate) fn destroy_without_proof(self) -> bool {
+        self.destroy_without_proof
+    }
+    #[cfg(not(test))]
+    pub(crate) fn destroy_without_proof(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    pub(crate) fn keep_remains(self) -> bool {
+        self.keep_remains
+    }
+    #[cfg(not(test))]
+    pub(crate) fn keep_remains(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    pub(crate) fn late_digest(self) -> bool {
+        self.late_digest
+    }
+    #[cfg(not(test))]
+    pub(crate) fn late_digest(self) -> bool {
         false
     }
 }

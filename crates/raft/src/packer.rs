@@ -135,6 +135,11 @@ impl Packer {
         Held(self)
     }
 
+    /// Whether new proposals are held back.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
+    }
+
     /// Waits until no entry is on its way. Cancel-safe.
     pub(crate) async fn idle(&self) {
         let mut in_flight = self.in_flight.subscribe();

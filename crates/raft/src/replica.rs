@@ -13,6 +13,7 @@ use annulus_wal::{EntryId, Vote};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::digest::Digests;
 use crate::gate::Gate;
 use crate::polls::Freshness;
 
@@ -55,6 +56,7 @@ pub(crate) struct ReplicaState {
     pub(crate) clock: Clock,
     pub(crate) gate: Gate,
     pub(crate) freshness: Freshness,
+    pub(crate) digests: Digests,
     lease: Duration,
     heard: Mutex<Option<Heard>>,
     resigned: Mutex<Option<Vote>>,
@@ -63,6 +65,9 @@ pub(crate) struct ReplicaState {
     transfer_from: Mutex<Option<Vote>>,
     applied: watch::Sender<AppliedAt>,
     seats: Mutex<BTreeMap<ReplicaId, NodeId>>,
+    seated_at: Mutex<Option<u64>>,
+    /// Replicas that this one has sent its group's state to, and the entry up to which it went (H2).
+    seeded: Mutex<BTreeMap<ReplicaId, EntryId>>,
     /// Before this moment the replica neither grants nor sends votes (N3).
     quarantine_until: BootTime,
     whole: AtomicBool,
@@ -70,6 +75,13 @@ pub(crate) struct ReplicaState {
     whole_at: AtomicU64,
     halted: watch::Sender<Option<String>>,
     distrusted: Mutex<Option<String>>,
+    /// The replica is being destroyed.
+    ended: watch::Sender<bool>,
+    /// Nothing applies entries any more.
+    machine_ended: watch::Sender<bool>,
+    /// Indexes of entries that were sent, by receiver.
+    #[cfg(test)]
+    sent: Mutex<BTreeMap<ReplicaId, Vec<u64>>>,
 }
 
 impl ReplicaState {
@@ -88,6 +100,7 @@ impl ReplicaState {
             clock,
             gate,
             freshness: Freshness::default(),
+            digests: Digests::new(),
             lease,
             heard: Mutex::new(None),
             resigned: Mutex::new(None),
@@ -95,11 +108,17 @@ impl ReplicaState {
             transfer_from: Mutex::new(None),
             applied: watch::Sender::new(AppliedAt::default()),
             seats: Mutex::new(BTreeMap::new()),
+            seated_at: Mutex::new(None),
+            seeded: Mutex::new(BTreeMap::new()),
             quarantine_until: if quarantined { now.plus(lease) } else { BootTime(0) },
             whole: AtomicBool::new(false),
             whole_at: AtomicU64::new(u64::MAX),
             halted: watch::Sender::new(None),
             distrusted: Mutex::new(None),
+            ended: watch::Sender::new(false),
+            machine_ended: watch::Sender::new(false),
+            #[cfg(test)]
+            sent: Mutex::new(BTreeMap::new()),
         }
     }
 
@@ -189,6 +208,40 @@ impl ReplicaState {
         self.seats.lock().clone()
     }
 
+    /// What its log and state say of this replica's own seat.
+    pub(crate) fn set_seated_at(&self, index: Option<u64>) {
+        *self.seated_at.lock() = index;
+    }
+
+    /// Index of the newest membership, in log or state, that has a seat for this replica (H4).
+    pub(crate) fn seated_at(&self) -> Option<u64> {
+        *self.seated_at.lock()
+    }
+
+    /// Another replica holds everything up to this entry, for as long as it lives.
+    pub(crate) fn set_seeded(&self, replica: ReplicaId, upto: EntryId) {
+        self.seeded.lock().insert(replica, upto);
+    }
+
+    /// It says that it does not.
+    pub(crate) fn forget_seeded(&self, replica: ReplicaId) {
+        self.seeded.lock().remove(&replica);
+    }
+
+    pub(crate) fn seeded_upto(&self, replica: ReplicaId) -> Option<EntryId> {
+        self.seeded.lock().get(&replica).copied()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn note_sent(&self, to: ReplicaId, indexes: impl Iterator<Item = u64>) {
+        self.sent.lock().entry(to).or_default().extend(indexes);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn sent(&self, to: ReplicaId) -> Vec<u64> {
+        self.sent.lock().get(&to).cloned().unwrap_or_default()
+    }
+
     /// The seat of one of its replicas.
     pub(crate) fn seat(&self, replica: ReplicaId) -> Option<NodeId> {
         self.seats.lock().get(&replica).copied()
@@ -267,6 +320,37 @@ impl ReplicaState {
 
     pub(crate) fn halted(&self) -> Option<String> {
         self.halted.borrow().clone()
+    }
+
+    /// The replica is being destroyed: it serves nothing from now on, whoever waits for it is told, and
+    /// its tasks end. That its parts stop is no news then.
+    pub(crate) fn end(&self) {
+        self.halted.send_if_modified(|halted| {
+            let first = halted.is_none();
+            if first {
+                *halted = Some("the replica is being destroyed".to_owned());
+            }
+            first
+        });
+        self.ended.send_replace(true);
+    }
+
+    /// Waits until the replica is being destroyed. Cancel-safe.
+    pub(crate) async fn until_ended(&self) {
+        let mut ended = self.ended.subscribe();
+        // The sender lives as long as `self`.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    pub(crate) fn machine_has_ended(&self) {
+        self.machine_ended.send_replace(true);
+    }
+
+    /// Waits until nothing applies entries any more. Cancel-safe.
+    pub(crate) async fn until_machine_ended(&self) {
+        let mut ended = self.machine_ended.subscribe();
+        // The sender lives as long as `self`.
+        let _ = ended.wait_for(|ended| *ended).await;
     }
 }
 

@@ -6,7 +6,8 @@
 //!   after it is of that node and that incarnation (N1). A node that is refused gets one answer, which
 //!   says so, and the link ends.
 //! - Nothing is delivered to a replica whose id differs from the one named (N2): openraft cannot
-//!   tell an old replica of this node from a new one. Nor from a replica that the membership knows on
+//!   tell an old replica of this node from a new one. The question for a group's membership alone may be
+//!   for whichever replica there is (H4). Nor from a replica that the membership knows on
 //!   another node than the sender.
 //! - Appends of one replication stream reach openraft in the order in which they were sent.
 //! - In quarantine neither votes nor pre-votes are granted, a transfer's excepted (N3).
@@ -127,7 +128,8 @@ impl Inbound {
             }
             body => body,
         };
-        let group = match self.addressee(from.0, &envelope) {
+        let asks_anyone = envelope.to == 0 && matches!(body, Some(Body::Membership(_)));
+        let group = match self.addressee(from.0, &envelope, asks_anyone) {
             Ok(group) => group,
             Err(reason) => {
                 let body = Body::Undeliverable(v1::Undeliverable { reason: reason.to_owned() });
@@ -166,13 +168,13 @@ impl Inbound {
             Ok(()) => {
                 self.peer = Some(from);
                 self.host.book.told(info);
-                let about = Some(self.host.options.about(self.host.wal.newest_segment()));
+                let about = Some(self.host.links.about());
                 reply(&self.replies, envelope, Body::Pong(v1::Pong { about })).await;
                 true
             }
             Err(NotHeard::Refused { reason, dead }) => {
-                tracing::warn!(peer = %from.0, reason, dead, "a peer is refused");
-                let body = Body::Refused(v1::Refused { reason, dead });
+                let about = Some(self.host.links.about());
+                let body = Body::Refused(v1::Refused { reason, dead, about });
                 reply(&self.replies, envelope, body).await;
                 false
             }
@@ -190,8 +192,14 @@ impl Inbound {
         Body::Polled(self.host.answer_poll(from, poll))
     }
 
-    /// The group that an envelope is for, or why it goes nowhere.
-    fn addressee(&self, from: NodeId, envelope: &v1::Envelope) -> Result<Arc<Group>, &'static str> {
+    /// The group that an envelope is for, or why it goes nowhere. `asks_anyone`: it is for whichever
+    /// replica this node has of it.
+    fn addressee(
+        &self,
+        from: NodeId,
+        envelope: &v1::Envelope,
+        asks_anyone: bool,
+    ) -> Result<Arc<Group>, &'static str> {
         let group = self.host.group(GroupId(envelope.group));
         if self.host.trusts_every_frame() {
             return group.ok_or("no such replica");
@@ -199,7 +207,7 @@ impl Inbound {
         if self.peer.is_none() {
             return Err("no ping of the sender was accepted");
         }
-        let group = group.filter(|group| group.replica.me.0 == envelope.to);
+        let group = group.filter(|group| group.replica.me.0 == envelope.to || asks_anyone);
         let group = group.ok_or("no such replica")?;
         // One that is not in the membership is not known to sit elsewhere: a new replica hears its
         // leader before it has a membership.
@@ -342,6 +350,8 @@ async fn answer(group: &Arc<Group>, body: Body) -> Body {
             };
             Body::ReadIndexReply(v1::ReadIndexReply { index })
         }
+        Body::Membership(v1::MembershipRequest {}) => group.tell_membership(),
+        Body::Digest(request) => group.tell_digest(request),
         _ => Body::Undeliverable(v1::Undeliverable { reason: "not a request".into() }),
     }
 }

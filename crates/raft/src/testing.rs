@@ -13,6 +13,7 @@
 //! Not played here: two processes on one data folder (N1), which is the folder lock's business. Two
 //! copies of one folder are.
 
+mod callee;
 mod caller;
 mod cluster;
 mod disk;
@@ -21,16 +22,22 @@ mod process_engine;
 mod registers;
 mod server;
 
+mod answers;
+mod digest;
 mod engine_ahead;
 mod follower_reads;
 mod forgotten_promise;
 mod late_answers;
 mod lives;
 mod lost_tail;
+mod membership;
 mod openraft_suite;
 mod polls;
 mod refill;
+mod reseat;
 mod restarted;
+mod retire;
+mod seed;
 mod shut_gate;
 mod slow_leader;
 mod snapshot;

@@ -36,13 +36,14 @@ const HEADER_CHECKED: usize = 33;
 // Offsets are u64 on the disk and usize in memory; casts between them lose nothing.
 const _: () = assert!(usize::BITS == 64);
 
-/// A point in the log. Everything before it is meant, in this segment and in all older ones.
+/// A point in the log. Everything before it is meant, in this segment and in all older ones. Points
+/// of all lives of a folder have one order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Position {
+pub struct Position {
     /// The segment's number; 0 is before the first.
-    pub(crate) segment: u64,
+    pub segment: u64,
     /// Bytes from the start of the file.
-    pub(crate) offset: u64,
+    pub offset: u64,
 }
 
 /// Where a record lies.

@@ -44,6 +44,17 @@ struct Slot {
     payload: Option<Bytes>,
 }
 
+impl Slot {
+    /// What the entry takes: with its record where that is known.
+    fn bytes(&self) -> u64 {
+        match (self.place, &self.payload) {
+            (Some(place), _) => u64::from(place.len),
+            (None, Some(payload)) => payload.len() as u64,
+            (None, None) => 0,
+        }
+    }
+}
+
 /// The entries of one log.
 #[derive(Debug, Default)]
 struct Entries {
@@ -363,6 +374,17 @@ impl Index {
             Some(at) => Some(entries.slots[at].id),
             None => entries.before.filter(|before| before.index == index),
         }
+    }
+
+    /// Whether the entries that are held take more than so many bytes. Looks at no more of them than it
+    /// must.
+    pub(crate) fn is_larger_than(&self, stream: StreamId, bytes: u64) -> bool {
+        let Some(entries) = self.logs.get(&stream) else { return false };
+        let mut sum = 0_u64;
+        entries.slots.iter().any(|slot| {
+            sum = sum.saturating_add(slot.bytes());
+            sum > bytes
+        })
     }
 
     /// Whether this entry is still held, and at this place.

@@ -114,6 +114,9 @@
 //!   old segment counts as before;
 //! - damage.
 //!
+//! A sound log never ends below a point up to which it was once durable: [`Wal::recovered_end`] says
+//! why. Whoever was told such a point can therefore tell a log that was set back.
+//!
 //! Recovery never writes into an old segment. Segments that count for nothing any more are removed
 //! when the new one is durable; one with damage in it is kept aside, as `….wal.damaged`.
 //!
@@ -210,6 +213,7 @@ use std::fmt;
 use annulus_types::{GroupId, ReplicaId};
 use bytes::Bytes;
 
+pub use format::Position;
 pub use log::{GroupLog, Wal};
 pub use writer::Writer;
 

@@ -15,7 +15,7 @@ use annulus_runtime::Disk;
 use bytes::Bytes;
 
 use crate::format::record::{Change, Record};
-use crate::format::{BLOCK, Place, file_name, sectors_of};
+use crate::format::{BLOCK, Place, Position, file_name, sectors_of};
 use crate::index::{Index, Picked, Source};
 use crate::recovery::Survey;
 use crate::segment::{ReadError, Segment, Store};
@@ -33,6 +33,7 @@ const PAYLOAD_BYTES: usize = 1 << 30;
 #[derive(Clone)]
 pub struct Wal {
     shared: Arc<Shared>,
+    recovered_end: Position,
 }
 
 impl std::fmt::Debug for Wal {
@@ -80,11 +81,12 @@ impl Wal {
             }
         }
         let (index, resume) = survey.finish(Index::new(options.tail_bytes));
+        let recovered_end = resume.end;
         let shared = Arc::new(Shared::new(index, &found));
         let segment_bytes = options.segment_bytes.next_multiple_of(BLOCK);
         let writer =
             Writer::begin(Arc::clone(&shared), store, segment_bytes, resume, found, weakened)?;
-        Ok((Self { shared }, writer))
+        Ok((Self { shared, recovered_end }, writer))
     }
 
     /// All replicas that were recovered or created and not destroyed, damaged ones too.
@@ -141,6 +143,39 @@ impl Wal {
     #[must_use]
     pub fn newest_segment(&self) -> u64 {
         self.shared.state.lock().newest_segment
+    }
+
+    /// Up to here the log is durable: the end of the last batch whose sync has returned. Only grows,
+    /// over all lives of the folder. When a completion runs, its batch lies before this.
+    #[must_use]
+    pub fn durable_position(&self) -> Position {
+        self.shared.state.lock().durable
+    }
+
+    /// Where the log ended when [`Wal::open`] read it, before a segment was begun; the least position
+    /// when there was none.
+    ///
+    /// A sound log never ends below a position that [`Wal::durable_position`] returned in any of its
+    /// lives. Let that be the end of a batch B in segment S:
+    ///
+    /// - B's sync had returned, so that S has its header and B and all before it in S are on the disk,
+    ///   whatever a kill or a power cut takes away later. Nothing of that is ever overwritten, nor cut
+    ///   off as torn: what is torn was never synced, and lies behind B (L3).
+    /// - If no newer segment counts, S is read up to its last whole or damaged batch. A damaged one
+    ///   counts to its end; where that is unreadable, to the next batch or to the end of the file. Both
+    ///   reach as far as B. A segment without a readable header counts to the end of its file.
+    /// - Else the newest segment that counts is newer than S. It counts from its header on, if nothing
+    ///   in it is whole: that is beyond any position in S. So it does not matter what a seal cuts off S
+    ///   because it is written again.
+    /// - A segment is removed, recycled or set aside only when a batch in a newer one is durable, and the
+    ///   newest segment with a durable batch never is: then the second case holds. A half-made file that
+    ///   is ignored as unborn had no batch yet.
+    ///
+    /// A log that was set back to an earlier state ends where it ended then, unless it was opened since:
+    /// every opening begins a segment.
+    #[must_use]
+    pub fn recovered_end(&self) -> Position {
+        self.recovered_end
     }
 
     /// Counts since the log was opened, and its size.
@@ -314,6 +349,13 @@ impl GroupLog {
     pub fn state(&self) -> LogState {
         let state = self.shared.state.lock();
         state.index.ledger.streams.get(&self.stream).cloned().unwrap_or_default()
+    }
+
+    /// Whether the entries that are held take more than `bytes` bytes, with their records where these
+    /// are written. Looks at no more entries than it must, under the lock of the log.
+    #[must_use]
+    pub fn is_larger_than(&self, bytes: u64) -> bool {
+        self.shared.state.lock().index.is_larger_than(self.stream, bytes)
     }
 
     /// The membership entries that are held, oldest first. [`LogState::membership`] is the last of

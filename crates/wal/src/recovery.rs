@@ -194,6 +194,8 @@ pub(crate) struct Resume {
     pub(crate) void: Vec<Void>,
     /// The highest number ever used.
     pub(crate) newest: u64,
+    /// Where the log ends (see [`crate::Wal::recovered_end`]).
+    pub(crate) end: Position,
 }
 
 /// Gathers what the segments say, newest first.
@@ -209,6 +211,8 @@ pub(crate) struct Survey {
     /// Files that were never segments, and segments that count for nothing as a seal says.
     void: Vec<u64>,
     newest: u64,
+    /// Where the newest segment ends that counts or has lost its header.
+    end: Position,
     /// Damage that may concern any replica born up to the segment with this number.
     lost: Vec<(u64, Damage)>,
 }
@@ -223,6 +227,7 @@ impl Survey {
             mark: Position::default(),
             void: Vec::new(),
             newest: 0,
+            end: Position::default(),
             lost: Vec::new(),
         }
     }
@@ -250,6 +255,7 @@ impl Survey {
             }
             Birth::Unborn | Birth::Unreadable => {
                 self.lose(number, 0, "both copies of the segment's header are unreadable");
+                self.reach(number, data.len() as u64);
                 return Ok(None);
             }
         };
@@ -264,6 +270,7 @@ impl Survey {
             self.compare(&seal, &parts);
         }
         self.cut_torn(number, seal, &mut parts);
+        self.reach(number, parts.last().map_or(HEADER_BYTES, Part::end));
         for part in &parts {
             self.named.extend(part.mark().map(|mark| mark.segment));
             for seal in part.manifest().into_iter().flat_map(|manifest| &manifest.seals) {
@@ -306,6 +313,11 @@ impl Survey {
         {
             self.lose(seal.segment, batch.head.offset, "the last batch is not the sealed one");
         }
+    }
+
+    /// The log goes at least to here.
+    fn reach(&mut self, segment: u64, offset: u64) {
+        self.end = self.end.max(Position { segment, offset });
     }
 
     fn lose(&mut self, number: u64, offset: u64, reason: &str) {
@@ -372,6 +384,7 @@ impl Survey {
             ends,
             void,
             newest: self.newest.max(self.named.last().copied().unwrap_or(0)),
+            end: self.end,
         };
         (replay.index, resume)
     }

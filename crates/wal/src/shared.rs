@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::format::Position;
 use crate::format::record::{Change, Record};
 use crate::index::Index;
 use crate::segment::Segment;
@@ -44,6 +45,8 @@ pub(crate) struct State {
     pub(crate) hook: Option<Hook>,
     pub(crate) segments: BTreeMap<u64, Arc<Segment>>,
     pub(crate) newest_segment: u64,
+    /// Everything before this is durable.
+    pub(crate) durable: Position,
     pub(crate) stats: WalStats,
 }
 
@@ -98,6 +101,7 @@ impl Shared {
             hook: None,
             segments: found.clone(),
             newest_segment: 0,
+            durable: Position::default(),
             stats: WalStats::default(),
         };
         Self { state: Mutex::new(state), work: Condvar::new() }
@@ -181,6 +185,10 @@ impl Shared {
         let mut state = self.state.lock();
         state.segments.insert(segment.header.number, Arc::clone(segment));
         state.newest_segment = segment.header.number;
+    }
+
+    pub(crate) fn set_durable(&self, position: Position) {
+        self.state.lock().durable = position;
     }
 
     pub(crate) fn forget_segment(&self, number: u64) {

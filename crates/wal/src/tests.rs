@@ -10,4 +10,5 @@ mod format;
 mod handles;
 mod memberships;
 mod model;
+mod positions;
 mod recycle;

@@ -23,6 +23,8 @@ pub(crate) enum Weaken {
     OmitHardState,
     /// L9: completions run before the sync.
     CompleteBeforeSync,
+    /// N1: the end of a batch is told before its sync.
+    TellBeforeSync,
 }
 
 /// At most one rule that is off.

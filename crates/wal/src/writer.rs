@@ -10,6 +10,7 @@
 //!   first batch seals the older ones;
 //! - L6: a new segment starts with the hard state of all replicas as of its beginning;
 //! - L8, L9: completions run in the order of the queue, after the sync of the batch;
+//! - N1: up to where the log is durable is told to others after that sync, and before the completions;
 //! - a segment goes, oldest first, only when what is *durable* says that nothing needs it.
 //!
 //! On failure of any write, sync or other file operation nothing is ever acknowledged again: the
@@ -196,11 +197,16 @@ impl Writer {
         }
         frames.stamp(header.number, header.salt);
         let mut written = batch::encode(header, offset, self.durable, &manifest, &frames);
+        let end = offset + written.bytes.len() as u64;
+        let position = Position { segment: header.number, offset: end };
+        if self.weakened.is(Weaken::TellBeforeSync) {
+            self.shared.set_durable(position);
+        }
         segment.file.write_all_at(&written.bytes, offset).map_err(failed("write a batch"))?;
         self.store.sync(&*segment.file)?;
 
-        let end = offset + written.bytes.len() as u64;
-        self.durable = Position { segment: header.number, offset: end };
+        self.durable = position;
+        self.shared.set_durable(position);
         self.seals = vec![Seal { segment: header.number, end, checksum: written.checksum }];
         self.shared.count(|stats| {
             stats.batches += 1;

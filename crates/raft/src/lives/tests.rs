@@ -11,28 +11,48 @@ use crate::options::Timing;
 
 const NODE: NodeId = NodeId(3);
 
-fn life(incarnation: u64, boot_counter: u64, boot_id: u64, segment: u64) -> Life {
-    Life { incarnation, boot_counter, boot_id, segment }
+fn at(segment: u64, offset: u64) -> Position {
+    Position { segment, offset }
 }
 
-fn remembers(known: Life) -> Memory {
-    Memory(BTreeMap::from([(NODE, known)]))
+/// A start with a log that has come to that segment and ended in the one before it.
+fn life(incarnation: u64, boot_counter: u64, boot_id: u64, segment: u64) -> Life {
+    let (position, recovered) = (at(segment, 8192), at(segment.saturating_sub(1), 8192));
+    Life { incarnation, boot_counter, boot_id, position, recovered }
+}
+
+/// Start 5 of folder 7, in segment 20.
+fn fifth(offset: u64) -> Life {
+    Life { position: at(20, offset), ..life(7, 5, 50, 20) }
+}
+
+/// Start 6 of folder 7, which found the log to end there.
+fn sixth(recovered: Position) -> Life {
+    let position = at(recovered.segment + 1, 12_288);
+    Life { incarnation: 7, boot_counter: 6, boot_id: 60, position, recovered }
+}
+
+fn remembers(told: Life) -> Memory {
+    Memory(BTreeMap::from([(NODE, Known::begin(told))]))
 }
 
 #[test]
 fn a_life_is_judged_by_the_one_before() {
-    let known = life(7, 5, 50, 20);
+    let known = fifth(40_960);
     let cases = [
         (known, Verdict::Known),
+        (fifth(45_056), Verdict::Newer { vital: false }),
         (life(7, 5, 50, 21), Verdict::Newer { vital: false }),
         // Late: two links tell of one process.
+        (fifth(36_864), Verdict::Known),
         (life(7, 5, 50, 19), Verdict::Known),
-        (life(7, 6, 60, 21), Verdict::Newer { vital: true }),
+        (sixth(at(20, 40_960)), Verdict::Newer { vital: true }),
+        (sixth(at(20, 45_056)), Verdict::Newer { vital: true }),
         (life(7, 9, 50, 22), Verdict::Newer { vital: true }),
     ];
     for (told, expected) in cases {
         let mut memory = remembers(known);
-        assert_eq!(memory.judge(NODE, told), expected, "{told:?}");
+        assert_eq!(memory.judge(NODE, told, None), expected, "{told:?}");
         let is_newer = expected != Verdict::Known;
         assert_eq!(memory, remembers(if is_newer { told } else { known }), "{told:?}");
     }
@@ -41,16 +61,18 @@ fn a_life_is_judged_by_the_one_before() {
         (life(7, 4, 50, 20), true),
         (life(7, 5, 51, 20), true),
         (life(7, 5, 51, 30), true),
-        // A start makes a segment: the same one again is a log that was set back.
-        (life(7, 6, 60, 20), true),
-        (life(7, 6, 60, 19), true),
+        // Set back within its newest start: it begins the segment that a sound start would begin.
+        (sixth(at(20, 36_864)), true),
+        (sixth(at(20, 8192)), true),
+        (sixth(at(19, 90_112)), true),
+        (life(7, 9, 90, 20), true),
         (life(8, 9, 90, 90), false),
         (life(8, 5, 50, 20), false),
         (life(6, 1, 1, 1), false),
     ];
     for (told, is_dead) in refused {
         let mut memory = remembers(known);
-        match memory.judge(NODE, told) {
+        match memory.judge(NODE, told, None) {
             Verdict::Refused { dead, .. } => assert_eq!(dead, is_dead, "{told:?}"),
             other => panic!("{told:?}: {other:?}"),
         }
@@ -59,22 +81,75 @@ fn a_life_is_judged_by_the_one_before() {
 }
 
 #[test]
+fn a_copy_and_its_original_are_one_folder_of_which_one_counts() {
+    let copied = at(20, 40_960);
+    // The original has told of something written since.
+    let mut memory = remembers(fifth(45_056));
+    let copy = memory.judge(NODE, sixth(copied), None);
+    assert!(matches!(copy, Verdict::Refused { dead: true, .. }), "{copy:?}");
+    assert_eq!(memory.judge(NODE, fifth(49_152), None), Verdict::Newer { vital: false });
+
+    // It has not: the copy looks like the original after a restart.
+    let mut memory = remembers(fifth(40_960));
+    assert_eq!(memory.judge(NODE, sixth(copied), None), Verdict::Newer { vital: true });
+    let restarted = Life { boot_id: 61, ..sixth(copied) };
+    for original in [fifth(45_056), restarted] {
+        let judged = memory.judge(NODE, original, None);
+        assert!(matches!(judged, Verdict::Refused { dead: true, .. }), "{judged:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_tells_less_than_was_known_when_it_was_asked_for_is_the_end() {
+    let known = Some(Known::begin(fifth(40_960)));
+    let below = fifth(36_864);
+    // The question left before anything, less, or another start was known.
+    let earlier = [None, Some(Known::begin(below)), Some(Known::begin(life(7, 4, 40, 30)))];
+    for asked in earlier {
+        let mut memory = remembers(fifth(40_960));
+        assert_eq!(memory.judge(NODE, below, asked), Verdict::Known, "{asked:?}");
+        assert_eq!(memory.judge(NODE, fifth(40_960), known), Verdict::Known);
+        assert_eq!(memory, remembers(fifth(40_960)));
+    }
+    let mut memory = remembers(fifth(40_960));
+    let judged = memory.judge(NODE, below, known);
+    assert!(matches!(judged, Verdict::WentBack { .. }), "{judged:?}");
+    // Whatever comes of that folder later, also in another process of this node.
+    let mut memory = Memory::decode(&memory.encode()).unwrap();
+    for told in [below, fifth(90_112), sixth(at(20, 90_112)), life(7, 4, 40, 30)] {
+        for asked in [None, known] {
+            let judged = memory.judge(NODE, told, asked);
+            assert!(matches!(judged, Verdict::Refused { dead: true, .. }), "{judged:?}");
+        }
+    }
+    let other_folder = memory.judge(NODE, life(8, 1, 1, 1), None);
+    assert!(matches!(other_folder, Verdict::Refused { dead: false, .. }), "{other_folder:?}");
+
+    // An answer of an earlier start that comes late says nothing about the newer one.
+    let mut memory = remembers(sixth(at(20, 40_960)));
+    let judged = memory.judge(NODE, below, known);
+    assert!(matches!(judged, Verdict::Refused { dead: true, .. }), "{judged:?}");
+    assert_eq!(memory, remembers(sixth(at(20, 40_960))));
+}
+
+#[test]
 fn nodes_are_told_apart_and_their_number_is_bounded() {
     let mut memory = Memory::default();
     for node in 0..u32::try_from(NODES_MOST).unwrap() {
         let told = life(u64::from(node), 1, 1, 1);
-        assert_eq!(memory.judge(NodeId(node), told), Verdict::Newer { vital: true });
+        assert_eq!(memory.judge(NodeId(node), told, None), Verdict::Newer { vital: true });
     }
     assert_eq!(memory.encode().len(), FILE_BYTES_MOST);
-    let one_more = memory.judge(NodeId(u32::MAX), life(1, 1, 1, 1));
+    let one_more = memory.judge(NodeId(u32::MAX), life(1, 1, 1, 1), None);
     assert!(matches!(one_more, Verdict::Refused { dead: false, .. }), "{one_more:?}");
-    assert_eq!(memory.judge(NodeId(5), life(5, 1, 1, 1)), Verdict::Known);
+    assert_eq!(memory.judge(NodeId(5), life(5, 1, 1, 1), None), Verdict::Known);
 }
 
 /// Made by an independent implementation of the layout in the module's head.
 const FILE_GOLDEN: &str = concat!(
-    "01000000010000000000000001000000000000000200000000000000030000000000000004000000",
-    "020102030405060708000000000000000300000000feedf00d0000000000000009f3d16d57",
+    "010000000100000000000000010000000000000002000000000000000300000000000000040000000000",
+    "00000500000000020102030405060708000000000000000300000000feedf00d00000000000000090000",
+    "000000003000019a1b0886",
 );
 
 fn hex(bytes: &[u8]) -> String {
@@ -83,32 +158,51 @@ fn hex(bytes: &[u8]) -> String {
 
 #[test]
 fn the_layout_is_pinned() {
+    let known = |incarnation, boot_counter, boot_id, position, is_dead| Known {
+        incarnation,
+        boot_counter,
+        boot_id,
+        position,
+        is_dead,
+    };
     let memory = Memory(BTreeMap::from([
-        (NodeId(2), life(0x0102_0304_0506_0708, 3, 0xfeed_f00d, 9)),
-        (NodeId(1), life(1, 2, 3, 4)),
+        (NodeId(2), known(0x0102_0304_0506_0708, 3, 0xfeed_f00d, at(9, 0x3000), true)),
+        (NodeId(1), known(1, 2, 3, at(4, 5), false)),
     ]));
     let bytes = memory.encode();
     assert_eq!(hex(&bytes), FILE_GOLDEN);
-    assert_eq!(Memory::decode(&bytes), Some(memory));
+    assert_eq!(Memory::decode(&bytes), Ok(memory));
+}
+
+/// A file whose checksum is right.
+fn sealed(body: &[u8]) -> Vec<u8> {
+    let mut bytes = body.to_vec();
+    bytes.put_u32(crc32fast::hash(body));
+    bytes
 }
 
 #[test]
 fn bytes_that_are_not_what_was_written_are_no_memory() {
     let whole = remembers(life(7, 5, 50, 20)).encode();
-    for at in 0..whole.len() {
+    for place in 0..whole.len() {
         let mut flipped = whole.clone();
-        flipped[at] ^= 1;
-        assert_eq!(Memory::decode(&flipped), None, "byte {at}");
-        assert_eq!(Memory::decode(&whole[..at]), None, "cut at {at}");
+        flipped[place] ^= 1;
+        assert_eq!(Memory::decode(&flipped), Err(Undecoded::Damaged), "byte {place}");
+        assert_eq!(Memory::decode(&whole[..place]), Err(Undecoded::Damaged), "cut at {place}");
     }
-    // Intact, of another version; intact, with half a node.
-    for body in [&[VERSION + 1][..], &[VERSION, 0, 0, 0, 1]] {
-        let mut strange = body.to_vec();
-        strange.put_u32(crc32fast::hash(body));
-        assert_eq!(Memory::decode(&strange), None, "{body:?}");
+    // Intact, with half a node, and with a node that is neither dead nor not.
+    let half = sealed(&[VERSION, 0, 0, 0, 1]);
+    assert_eq!(Memory::decode(&half), Err(Undecoded::Damaged));
+    let mut neither = whole[..whole.len() - 4].to_vec();
+    neither[NODE_BYTES] = 2;
+    assert_eq!(Memory::decode(&sealed(&neither)), Err(Undecoded::Damaged));
+    // Intact, of another version.
+    for version in [VERSION - 1, VERSION + 1] {
+        let other = sealed(&[version, 9, 9]);
+        assert_eq!(Memory::decode(&other), Err(Undecoded::Version(version)));
     }
     let nobody = Memory::default();
-    assert_eq!(Memory::decode(&nobody.encode()), Some(nobody));
+    assert_eq!(Memory::decode(&nobody.encode()), Ok(nobody));
 }
 
 /// A node's surroundings, and the memory that a process of it opens.
@@ -131,7 +225,7 @@ impl Surroundings {
         Self { disk, env }
     }
 
-    fn open(&self) -> Arc<Lives> {
+    fn try_open(&self, on_dead: OnDead) -> Result<Arc<Lives>, HostError> {
         let options = Options::new(
             ClusterId([7; 16]),
             NodeInfo::default(),
@@ -139,14 +233,18 @@ impl Surroundings {
             (1, 1),
             Timing::default(),
             PathBuf::from("/"),
-            OnDead::new(|_| {}),
+            on_dead,
         );
         Lives::open(&self.env, &options, Waits::Inline, WeakenHost::default())
     }
 
+    fn open(&self) -> Arc<Lives> {
+        self.try_open(OnDead::new(|_| {})).unwrap_or_else(|error| panic!("{error}"))
+    }
+
     /// What the next process would find.
     fn stored(&self) -> Memory {
-        Memory::read(&self.disk, Path::new("/"))
+        Memory::read(&self.disk, Path::new("/")).unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
@@ -193,29 +291,47 @@ async fn an_older_state_never_replaces_a_newer_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn segments_are_written_once_a_second_and_by_whatever_is_written_next() {
+async fn positions_are_written_once_a_second_and_by_whatever_is_written_next() {
     let node = Surroundings::new();
     let lives = node.open();
     lives.hear(NODE, life(7, 1, 10, 1)).await.unwrap();
-    let written = |segment| node.stored() == remembers(life(7, 1, 10, segment));
+    let at_offset = |offset| Life { position: at(1, offset), ..life(7, 1, 10, 1) };
+    let written = |offset| node.stored() == remembers(at_offset(offset));
     let before = node.disk.counters();
-    for segment in 2..=9 {
-        lives.hear(NODE, life(7, 1, 10, segment)).await.unwrap();
+    for block in 3..=9 {
+        lives.hear(NODE, at_offset(block * 4096)).await.unwrap();
     }
     assert_eq!(node.disk.counters(), before, "it counts in memory");
-    let set_back = lives.hear(NODE, life(7, 2, 20, 9)).await;
+    let set_back = Life { recovered: at(1, 8 * 4096), ..life(7, 2, 20, 2) };
+    let set_back = lives.hear(NODE, set_back).await;
     assert!(matches!(set_back, Err(NotHeard::Refused { dead: true, .. })), "{set_back:?}");
 
-    tokio::time::sleep(SEGMENTS_EVERY).await;
-    lives.hear(NODE, life(7, 1, 10, 9)).await.unwrap();
+    tokio::time::sleep(POSITIONS_EVERY).await;
+    lives.hear(NODE, at_offset(9 * 4096)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
-    assert!(written(9), "{:?}", node.stored());
-    lives.hear(NODE, life(7, 1, 10, 10)).await.unwrap();
+    assert!(written(9 * 4096), "{:?}", node.stored());
+    lives.hear(NODE, at_offset(10 * 4096)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
-    assert!(written(9), "the second is not over");
+    assert!(written(9 * 4096), "the second is not over");
 
     lives.hear(NodeId(4), life(8, 1, 10, 1)).await.unwrap();
-    assert_eq!(node.stored().0.get(&NODE), Some(&life(7, 1, 10, 10)));
+    assert_eq!(node.stored().0.get(&NODE), Some(&Known::begin(at_offset(10 * 4096))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_process_went_back_is_written() {
+    let node = Surroundings::new();
+    let lives = node.open();
+    lives.hear(NODE, fifth(40_960)).await.unwrap();
+    let asked = lives.remembered(NODE);
+    let late = lives.hear(NODE, fifth(36_864)).await;
+    assert!(late.is_ok(), "pings have no order: {late:?}");
+    let answer = lives.hear_answer(NODE, fifth(36_864), asked).await;
+    assert!(matches!(answer, Err(NotHeard::Refused { dead: true, .. })), "{answer:?}");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    node.disk.crash();
+    let heard = node.open().hear(NODE, fifth(90_112)).await;
+    assert!(matches!(heard, Err(NotHeard::Refused { dead: true, .. })), "{heard:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,21 +346,79 @@ async fn a_damaged_file_is_an_empty_memory() {
     assert_eq!(node.stored(), remembers(life(7, 4, 9, 4)), "and the file is whole again");
 }
 
+/// What keeps a node with this file from starting.
+fn unusable(bytes: Option<&[u8]>) -> String {
+    let node = Surroundings::new();
+    match bytes {
+        Some(bytes) => replace_file(&node.disk, Path::new("/"), FILE, bytes).unwrap(),
+        // Something else than a file does not read.
+        None => node.disk.create_dir_all(Path::new("/peers")).unwrap(),
+    }
+    let before = node.disk.counters();
+    let Err(error) = node.try_open(OnDead::new(|_| {})) else { panic!("it has opened") };
+    assert_eq!(node.disk.counters(), before);
+    error.to_string()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_cannot_be_read_or_understood_is_no_empty_memory() {
+    let later = unusable(Some(&sealed(&[VERSION + 1, 9, 9])));
+    assert_eq!(later, "/peers: its format has version 2, which is unknown here");
+    let unread = unusable(None);
+    assert!(unread.starts_with("/peers: "), "{unread}");
+    let endless = unusable(Some(&vec![0; FILE_BYTES_MOST + 1]));
+    assert!(endless.starts_with("/peers: "), "{endless}");
+}
+
+/// Counts warnings.
+struct Warnings(Arc<AtomicU64>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        if *event.metadata().level() == tracing::Level::WARN {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_start_is_refused_is_said_once() {
+    let warnings = Arc::new(AtomicU64::new(0));
+    let _capturing = tracing::subscriber::set_default(Warnings(Arc::clone(&warnings)));
+    let node = Surroundings::new();
+    let lives = node.open();
+    let (sound, wiped) = (life(7, 1, 10, 1), life(8, 1, 20, 1));
+    for _ in 0..5 {
+        // Both try again and again; that one is heard makes the other no news.
+        assert!(lives.hear(NODE, sound).await.is_ok());
+        assert!(lives.hear(NODE, wiped).await.is_err());
+    }
+    assert_eq!(warnings.load(Ordering::SeqCst), 1);
+    let started_again = Life { boot_id: 21, ..wiped };
+    for _ in 0..5 {
+        assert!(lives.hear(NODE, started_again).await.is_err());
+        assert!(lives.hear(NODE, wiped).await.is_err());
+    }
+    assert_eq!(warnings.load(Ordering::SeqCst), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_end_of_the_folder_is_told_once() {
     let node = Surroundings::new();
     let told = Arc::new(Mutex::new(Vec::new()));
     let telling = Arc::clone(&told);
-    let options = Options::new(
-        ClusterId([7; 16]),
-        NodeInfo::default(),
-        1,
-        (1, 1),
-        Timing::default(),
-        PathBuf::from("/"),
-        OnDead::new(move |reason| telling.lock().push(reason.to_owned())),
-    );
-    let lives = Lives::open(&node.env, &options, Waits::Inline, WeakenHost::default());
+    let on_dead = OnDead::new(move |reason| telling.lock().push(reason.to_owned()));
+    let lives = node.try_open(on_dead).unwrap_or_else(|error| panic!("{error}"));
     lives.told_dead(NODE, "rolled back").await;
     lives.told_dead(NodeId(4), "rolled back, too").await;
     assert_eq!(*told.lock(), ["rolled back"]);

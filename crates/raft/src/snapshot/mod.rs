@@ -3,7 +3,8 @@
 //!
 //! No log is purged to save space yet, but one may begin late: a log that the engine has overtaken
 //! (L7), and that of whoever was brought up by a snapshot. openraft then asks the leader's state machine
-//! for a snapshot and the network to bring it to the follower.
+//! for a snapshot and the network to bring it to the follower. A new replica is sent one in the same way
+//! before it gets a seat (`seed`).
 //!
 //! 1. *Picture*: between two entries, views of everything that belongs to the group are taken, with
 //!    the group's own state (applied entry, membership, group time). This costs next to nothing, so
@@ -114,9 +115,29 @@ struct Views {
 }
 
 /// The views of one file.
-struct Part {
-    id: u64,
-    views: Vec<(Range<Bytes>, Arc<dyn View>)>,
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) id: u64,
+    pub(crate) views: Vec<(Range<Bytes>, Arc<dyn View>)>,
+}
+
+/// Takes views of the whole state, in the order in which a manifest lists the files. The caller applies
+/// nothing meanwhile.
+pub(crate) fn parts(
+    engine: &dyn Engine,
+    machine: &Arc<dyn Machine>,
+) -> Result<Vec<Part>, EngineError> {
+    let mut files = machine.files();
+    files.sort_unstable_by_key(|file| file.id);
+    let mut parts = Vec::with_capacity(files.len());
+    for file in files {
+        let mut views = Vec::with_capacity(file.ranges.len());
+        for range in file.ranges {
+            views.push((range.clone(), engine.view(range)?));
+        }
+        parts.push(Part { id: file.id, views });
+    }
+    Ok(parts)
 }
 
 impl Picture {
@@ -129,17 +150,7 @@ impl Picture {
         state: &GroupState,
     ) -> Result<Option<Arc<Self>>, EngineError> {
         let Some(permit) = store.may_view() else { return Ok(None) };
-        let mut files = machine.files();
-        // The order in which a manifest lists them.
-        files.sort_unstable_by_key(|file| file.id);
-        let mut parts = Vec::with_capacity(files.len());
-        for file in files {
-            let mut views = Vec::with_capacity(file.ranges.len());
-            for range in file.ranges {
-                views.push((range.clone(), engine.view(range)?));
-            }
-            parts.push(Part { id: file.id, views });
-        }
+        let parts = parts(engine, machine)?;
         Ok(Some(Arc::new(Self {
             store: Arc::clone(store),
             machine: Arc::clone(machine),
@@ -200,10 +211,23 @@ fn copy_rows(
     machine: &dyn Machine,
     file: u64,
     view: &dyn View,
-    mut range: Range<Bytes>,
+    range: Range<Bytes>,
     writer: &mut FileWriter,
 ) -> io::Result<Option<Range<Bytes>>> {
     let mut out = BytesMut::new();
+    let rest = read_rows(machine, file, view, range, &mut out)?;
+    writer.write(&out)?;
+    Ok(rest)
+}
+
+/// Appends about [`CHUNK_BYTES`] of `range` to `out`, as a file holds them; returns what is left of it.
+pub(crate) fn read_rows(
+    machine: &dyn Machine,
+    file: u64,
+    view: &dyn View,
+    mut range: Range<Bytes>,
+    out: &mut BytesMut,
+) -> io::Result<Option<Range<Bytes>>> {
     loop {
         let rows = view.rows(range.clone(), PAGE_ROWS).map_err(io::Error::other)?;
         let is_last = rows.len() < PAGE_ROWS;
@@ -212,17 +236,16 @@ fn copy_rows(
         }
         for row in rows {
             let (name, value) = machine.export(file, row).map_err(io::Error::other)?;
-            put_row(&mut out, &name, &value)?;
+            put_row(out, &name, &value)?;
         }
         if is_last || out.len() >= CHUNK_BYTES {
-            writer.write(&out)?;
             return Ok((!is_last).then_some(range));
         }
     }
 }
 
 /// The first key above `key`.
-fn after(key: &[u8]) -> Bytes {
+pub(crate) fn after(key: &[u8]) -> Bytes {
     let mut next = BytesMut::with_capacity(key.len() + 1);
     next.put_slice(key);
     next.put_u8(0);

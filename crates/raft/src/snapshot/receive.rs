@@ -5,6 +5,8 @@
 //! - Nothing is stored before the header is checked: cluster, protocol, group and replica (N2), and
 //!   that the snapshot can be from the leader that sends it. openraft takes one that contradicts its
 //!   vote or its committed entries for corruption and ends the process' replica.
+//! - A sender is judged as on a link: by the life that it tells (N1), and by the seat of its replica, if
+//!   the membership knows it.
 //! - openraft hears of a snapshot only when every file has the length and the checksum that the
 //!   manifest states, as read back from the disk.
 //! - A reception holds about a megabyte in memory. On the disk it takes no more than was announced, and
@@ -20,8 +22,8 @@ use std::time::Duration;
 
 use annulus_proto::v1;
 use annulus_proto::v1::snapshot_part::Part;
-use annulus_types::GroupId;
 use annulus_types::limits::PEER_PIECE_BYTES;
+use annulus_types::{GroupId, NodeId, ReplicaId};
 use bytes::BytesMut;
 use openraft::RaftState;
 use openraft::storage::Snapshot;
@@ -33,6 +35,7 @@ use super::store::{Place, SnapshotStore};
 use crate::frames;
 use crate::group::Group;
 use crate::host::Host;
+use crate::lives::{Life, NotHeard};
 use crate::types::{Malformed, TypeConfig, Vote, entry_id, vote_from_wire, vote_to_wire, wal_vote};
 
 /// A sender that says nothing for so long is given up.
@@ -43,6 +46,10 @@ const STANDSTILL: Duration = Duration::from_secs(10);
 enum Refusal {
     #[error(transparent)]
     Malformed(#[from] Malformed),
+    #[error("its sender is not heard: {0}")]
+    NotHeard(#[from] NotHeard),
+    #[error("the sending replica sits on another node")]
+    Elsewhere,
     #[error("no such replica")]
     NotHere,
     #[error("{0}")]
@@ -84,6 +91,8 @@ impl Host {
         let Some(Part::Header(header)) = next_part(&mut parts).await? else {
             return Err(Malformed("snapshot without a header").into());
         };
+        frames::check_sender(&header.cluster_id, header.protocol, self.options.cluster)?;
+        self.hear_sender(&header).await?;
         let (group, vote, manifest) = self.addressee(header)?;
         let Some(_permit) = self.snapshots.may_receive() else {
             return Err(Refusal::NotNow("other snapshots are on their way"));
@@ -99,15 +108,33 @@ impl Host {
         install(&group, vote, folder).await
     }
 
+    /// Judges the life that a header tells of, as that of a ping (N1).
+    async fn hear_sender(&self, header: &v1::SnapshotHeader) -> Result<(), Refusal> {
+        if self.trusts_every_frame() {
+            return Ok(());
+        }
+        let about = header.about.as_ref();
+        let is_of = |info: &v1::NodeInfo| info.id == header.node;
+        let about = about.filter(|about| about.info.as_ref().is_some_and(is_of));
+        let about = about.ok_or(Malformed("snapshot header without a sender"))?;
+        let told = Life::told(header.incarnation, about);
+        self.lives.hear(NodeId(header.node), told).await?;
+        Ok(())
+    }
+
     /// Whom a snapshot is for, from whom it comes, and what it is.
     fn addressee(
         &self,
         header: v1::SnapshotHeader,
     ) -> Result<(Arc<Group>, Vote, Manifest), Refusal> {
-        frames::check_sender(&header.cluster_id, header.protocol, self.options.cluster)?;
         let group = self.group(GroupId(header.group)).ok_or(Refusal::NotHere)?;
         if group.replica.me.0 != header.to {
             return Err(Refusal::NotHere);
+        }
+        let seat = group.replica.seat(ReplicaId(header.from));
+        let sits_elsewhere = seat.is_some_and(|seat| seat.0 != header.node);
+        if sits_elsewhere && !self.trusts_every_frame() {
+            return Err(Refusal::Elsewhere);
         }
         if self.env.tasks.is_stopping() {
             return Err(Refusal::Stopped);

@@ -103,6 +103,7 @@ impl Errand {
             to: self.target.0,
             vote: Some(vote_to_wire(&self.vote)),
             manifest: folder.manifest().encode(),
+            about: Some(self.links.about()),
         }
     }
 

@@ -7,8 +7,8 @@
 //!
 //! # Invariants
 //!
-//! - At most two groups hold views of the engine for a snapshot, and at most two snapshots are being
-//!   received (E2).
+//! - At most two groups hold views of the engine for a snapshot, at most two for a digest, and at most
+//!   two snapshots are being received (E2).
 //! - A [`Place`] is removed when its last holder is gone, and its name is not used again by this
 //!   process: whoever still sends from an older snapshot is not disturbed. One whose files are kept has
 //!   been renamed by then.
@@ -31,6 +31,8 @@ use crate::waits::Waits;
 const PICTURES: usize = 2;
 /// Snapshots that may be on their way in at once.
 const RECEPTIONS: usize = 2;
+/// Groups whose digests may be taken at once (E5).
+const DIGESTS: usize = 2;
 
 /// See the module.
 pub(crate) struct SnapshotStore {
@@ -39,6 +41,7 @@ pub(crate) struct SnapshotStore {
     waits: Waits,
     pictures: Arc<Semaphore>,
     receptions: Arc<Semaphore>,
+    digests: Arc<Semaphore>,
     /// Tells folders of one group and entry apart.
     next: AtomicU64,
     /// A bit of the next part that is sent will be wrong.
@@ -57,6 +60,7 @@ impl SnapshotStore {
             waits,
             pictures: Arc::new(Semaphore::new(PICTURES)),
             receptions: Arc::new(Semaphore::new(RECEPTIONS)),
+            digests: Arc::new(Semaphore::new(DIGESTS)),
             next: AtomicU64::new(0),
             #[cfg(test)]
             spoils: std::sync::atomic::AtomicBool::new(false),
@@ -97,6 +101,11 @@ impl SnapshotStore {
     /// Leave to receive a snapshot; `None` while too many do.
     pub(crate) fn may_receive(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.receptions).try_acquire_owned().ok()
+    }
+
+    /// Leave to hold views for a digest; `None` while too many do.
+    pub(crate) fn may_digest(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.digests).try_acquire_owned().ok()
     }
 
     /// A folder for a snapshot of `group` at entry `index`; not made yet.

@@ -80,10 +80,31 @@ impl Caller {
         self.answer().await
     }
 
-    /// A ping of this node at that start.
+    /// A ping of this node at that start, with a log that has come to that segment and ended in the one
+    /// before it.
     pub(super) fn ping(&self, boot_counter: u64, boot_id: u64, segment: u64) -> v1::Envelope {
-        let info = Some(v1::NodeInfo::from(&info_of(self.node)));
-        let ping = v1::Ping { boot_counter, boot_id, segment, info };
+        let recovered = (segment.saturating_sub(1), BEGIN);
+        self.tell(about(self.node, (boot_counter, boot_id), (segment, BEGIN), recovered))
+    }
+
+    pub(super) fn tell(&self, ping: v1::Ping) -> v1::Envelope {
         v1::Envelope { call: 1, body: Some(Body::Ping(ping)), ..Default::default() }
     }
+}
+
+/// An offset in a segment.
+const BEGIN: u64 = 8192;
+
+/// What a node tells of its start (counter and id), of how far its log is durable and of where the log
+/// ended when the start read it (segment and offset).
+pub(super) fn about(
+    node: u32,
+    (boot_counter, boot_id): (u64, u64),
+    position: (u64, u64),
+    recovered: (u64, u64),
+) -> v1::Ping {
+    let info = Some(v1::NodeInfo::from(&info_of(node)));
+    let [position, recovered] =
+        [position, recovered].map(|(segment, offset)| Some(v1::LogPosition { segment, offset }));
+    v1::Ping { boot_counter, boot_id, position, info, recovered }
 }

@@ -1,13 +1,14 @@
 //! A cluster of nodes with one group, and what stories do to it.
 //!
-//! Nodes are numbered from 1 and all vote; node 1 founds the group and leads it at the beginning.
+//! Nodes are numbered from 1, and the first of them vote, or all; node 1 founds the group and leads it at
+//! the beginning.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_runtime::{Clock, Cut, Env, Random, SimDisk, SimWorld, Tasks};
-use annulus_types::{Error, NodeId, NodeInfo, ShardId};
+use annulus_types::{Error, NodeId, NodeInfo, ReplicaId, ShardId};
 use annulus_wal::{EntryId, LogState, StreamId, Wal};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -61,6 +62,11 @@ pub(super) struct TestCluster {
 impl TestCluster {
     /// A cluster that works: all links are up and node 1 leads.
     pub(super) async fn new(nodes: u32, seed: u64, weaken: WeakenHost) -> Self {
+        Box::pin(Self::founded(nodes, nodes, seed, weaken)).await
+    }
+
+    /// As [`Self::new`], but only the first `members` nodes hold a replica of the group.
+    pub(super) async fn founded(nodes: u32, members: u32, seed: u64, weaken: WeakenHost) -> Self {
         let random = Random::seeded(seed);
         let world = SimWorld::new(random.clone());
         let everyone: Vec<NodeInfo> = (1..=nodes).map(info_of).collect();
@@ -72,11 +78,11 @@ impl TestCluster {
         }
         until("all links are up", || cluster.is_meshed()).await;
         // The founder comes last: it asks the others for their votes at once.
-        for number in (2..=nodes).rev() {
+        for number in (2..=members).rev() {
             let opened = cluster.node(number).open(BTreeMap::new()).await;
             opened.expect("a new replica opens");
         }
-        let founders = (1..=nodes).map(|number| (replica_of(number), NodeId(number))).collect();
+        let founders = (1..=members).map(|number| (replica_of(number), NodeId(number))).collect();
         cluster.node(1).open(founders).await.expect("a new replica opens");
         until("the founder leads", || cluster.gate_is_open(1)).await;
         cluster
@@ -101,6 +107,11 @@ impl TestCluster {
         self.host(node).group(GROUP).expect("the replica is open")
     }
 
+    /// The replica of a node, if a process runs there and has one open.
+    pub(super) fn try_group(&self, node: u32) -> Option<Arc<Group>> {
+        self.node(node).running()?.host.group(GROUP)
+    }
+
     /// Sets a register through the group's front door.
     pub(super) async fn propose(
         &self,
@@ -116,13 +127,19 @@ impl TestCluster {
     /// Sets a register through openraft, at whichever node takes it, and returns the entry's index.
     /// For stories about what openraft itself would do: the gate and the packer are passed by.
     pub(super) async fn write_unguarded(&self, name: &str, value: u64) -> u64 {
+        let everyone: Vec<u32> = self.nodes.keys().copied().collect();
+        self.write_unguarded_at(&everyone, name, value).await
+    }
+
+    /// The same at one of these nodes.
+    pub(super) async fn write_unguarded_at(&self, nodes: &[u32], name: &str, value: u64) -> u64 {
         let operation = Operation { shard: SHARD, body: registers::set(name, value) };
         let (version, operations) = (MACHINE_VERSION, vec![operation]);
         let body = EntryBody { version, group_time_ms: 0, wall_ms: 0, operations };
         let command = Command(body.encode());
         let deadline = Instant::now() + LONG;
         loop {
-            for number in self.nodes.keys() {
+            for number in nodes {
                 let group = self.group(*number);
                 let write = Box::pin(group.raft.client_write(command.clone()));
                 if let Ok(Ok(written)) = tokio::time::timeout(ms(2000), write).await {
@@ -281,7 +298,22 @@ impl TestCluster {
         starting.open(BTreeMap::new()).await
     }
 
-    /// Opens a node's replica once more.
+    /// Starts a node again and opens nothing.
+    pub(super) async fn start(&mut self, node: u32) {
+        let starting = self.nodes.get_mut(&node).expect("a node of the cluster");
+        starting.start(&self.world, &self.everyone, self.weaken).await;
+    }
+
+    /// Opens a replica with an id of its own on a node.
+    pub(super) async fn open_replica(
+        &self,
+        node: u32,
+        replica: ReplicaId,
+    ) -> Result<(), HostError> {
+        self.node(node).open_replica(replica, BTreeMap::new()).await
+    }
+
+    /// Opens a node's replica, for the first time or once more.
     pub(super) async fn open_again(&self, node: u32) -> Result<(), HostError> {
         self.node(node).open(BTreeMap::new()).await
     }

@@ -106,7 +106,46 @@ async fn a_folder_whose_start_was_seen_of_another_process_is_dead() {
 
 #[tokio::test(start_paused = true)]
 async fn a_folder_with_an_older_log_is_dead_however_often_it_was_started() {
-    is_refused_for(3, "its log has come to segment").await;
+    is_refused_for(3, "start 4 found the log of the data folder to end at segment 1").await;
+}
+
+/// Node 3 comes back with its folder as it was in the middle of its last start, with fewer entries and no
+/// fewer segments. Whether it is heard, and what it was told.
+async fn node_3_is_set_back_within_its_start(weaken: WeakenHost) -> (bool, Vec<String>) {
+    let mut cluster = TestCluster::new(3, 87, weaken).await;
+    cluster.propose(1, "x", 1, LONG).await.expect("the cluster works");
+    until("all hold it", || cluster.everyone_holds("x", 1)).await;
+    pass(ms(20)).await;
+    let (image, boots) = (cluster.image(3), cluster.boots(3));
+    let before = cluster.host(3).wal().durable_position();
+    cluster.propose(1, "y", 2, LONG).await.expect("the cluster works");
+    until("all hold it", || cluster.everyone_holds("y", 2)).await;
+    // The next ping tells it; within another second it is written.
+    pass(ms(1500)).await;
+    let after = cluster.host(3).wal().durable_position();
+    assert!(before.segment == after.segment && before < after, "{before:?}, {after:?}");
+    cluster.end(3, End::Kill).await;
+    // A leader knows what it has counted, and would find out: another one does not.
+    cluster.end(1, End::Kill).await;
+    cluster.restart(1, Rows::Kept).await.expect("its log is undamaged");
+    cluster.leader_among(&[1, 2]).await;
+
+    cluster.replace_folder(3, image, boots);
+    cluster.restart(3, Rows::Lost).await.expect("its log is undamaged");
+    assert_eq!(cluster.host(3).wal().recovered_end(), before);
+    until_judged(&cluster, 3).await;
+    (is_heard(&cluster, 3), cluster.told_dead(3))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_was_set_back_within_its_newest_start_is_dead() {
+    let story = node_3_is_set_back_within_its_start(WeakenHost::default());
+    let (is_heard, dead) = Box::pin(story).await;
+    assert!(!is_heard);
+    assert!(matches!(&dead[..], [why] if why.contains("found the log")), "{dead:?}");
+
+    let (is_heard, dead) = Box::pin(node_3_is_set_back_within_its_start(forgetful())).await;
+    assert_eq!((is_heard, dead), (true, Vec::new()), "it has forgotten y");
 }
 
 /// A copy of node 3's folder is started beside node 3, as often as that. Whether the copy is heard, and
@@ -138,6 +177,37 @@ async fn a_copy_beside_the_original_is_not_heard() {
     assert!(matches!(&dead[..], [why] if why.contains("another process was seen")), "{dead:?}");
 
     let (is_heard, dead) = Box::pin(a_copy_is_started_beside_it(forgetful())).await;
+    assert_eq!((is_heard, dead), (true, Vec::new()), "two processes speak as one node");
+}
+
+/// The folder of node 3 is copied while node 3 runs, and the copy is started when node 3 has written on.
+/// Whether the copy is heard, and what it was told.
+async fn a_copy_of_a_running_node_is_started(weaken: WeakenHost) -> (bool, Vec<String>) {
+    let mut cluster = TestCluster::new(3, 88, weaken).await;
+    cluster.propose(1, "x", 1, LONG).await.expect("the cluster works");
+    until("all hold it", || cluster.everyone_holds("x", 1)).await;
+    pass(ms(20)).await;
+    cluster.copy_folder(3, 4);
+    cluster.propose(1, "y", 2, LONG).await.expect("the cluster works");
+    until("node 3 holds it", || cluster.register(3, "y") == Some(2)).await;
+    // The next ping tells it.
+    pass(ms(300)).await;
+
+    cluster.restart(4, Rows::Kept).await.expect("its log is undamaged");
+    assert_eq!((cluster.boots(4), cluster.boots(3)), (2, 1));
+    until_judged(&cluster, 4).await;
+    let is_heard = is_heard(&cluster, 4);
+    (is_heard, cluster.told_dead(4))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_of_a_node_that_has_written_on_is_dead() {
+    let (is_heard, dead) =
+        Box::pin(a_copy_of_a_running_node_is_started(WeakenHost::default())).await;
+    assert!(!is_heard);
+    assert!(matches!(&dead[..], [why] if why.contains("found the log")), "{dead:?}");
+
+    let (is_heard, dead) = Box::pin(a_copy_of_a_running_node_is_started(forgetful())).await;
     assert_eq!((is_heard, dead), (true, Vec::new()), "two processes speak as one node");
 }
 

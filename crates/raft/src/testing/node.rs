@@ -154,7 +154,11 @@ impl TestNode {
     }
 
     pub(super) fn process(&self) -> &Process {
-        self.process.as_ref().expect("the node runs")
+        self.running().expect("the node runs")
+    }
+
+    pub(super) fn running(&self) -> Option<&Process> {
+        self.process.as_ref()
     }
 
     /// The disk itself, whatever becomes of processes.
@@ -220,7 +224,16 @@ impl TestNode {
 
     /// Opens the node's replica; `found` names the members of a group that is born.
     pub(super) async fn open(&self, found: BTreeMap<ReplicaId, NodeId>) -> Result<(), HostError> {
-        let spec = GroupSpec { group: GROUP, replica: replica_of(self.number), found };
+        self.open_replica(replica_of(self.number), found).await
+    }
+
+    /// The same with another replica.
+    pub(super) async fn open_replica(
+        &self,
+        replica: ReplicaId,
+        found: BTreeMap<ReplicaId, NodeId>,
+    ) -> Result<(), HostError> {
+        let spec = GroupSpec { group: GROUP, replica, found };
         let host = &self.process().host;
         let machine = Arc::new(Registers(Arc::clone(host.engine())));
         Box::pin(host.open_group(spec, machine)).await.map(drop)

@@ -1,5 +1,7 @@
 //! The smallest machine that can show a lost or a reordered write: named numbers, set one by one.
 //!
+//! Nothing sweeps data without a record here, because there are no records: they are destroyed at once.
+//!
 //! An operation is `name=number`; its reply is the index of its entry. A snapshot has two files, of
 //! the names before `m` and of the others. Nobody reads registers while one is installed, so that they
 //! need no second prefix.
@@ -23,6 +25,13 @@ pub(super) struct Registers(pub(super) Arc<dyn Engine>);
 /// The operation that sets a register.
 pub(super) fn set(name: &str, value: u64) -> Bytes {
     Bytes::from(format!("{name}={value}"))
+}
+
+/// Sets a register behind the back of the machine.
+pub(super) fn rot(engine: &dyn Engine, name: &str, value: u64) {
+    let mut batch = Batch::default();
+    batch.put(row_of(name.as_bytes()), value.to_string());
+    engine.apply(batch).expect("memory does not fail");
 }
 
 /// All registers that an engine holds.
@@ -76,6 +85,12 @@ impl Machine for Registers {
 
     fn import(self: Arc<Self>) -> Box<dyn Import> {
         Box::new(Incoming { engine: Arc::clone(&self.0), rows: Vec::new() })
+    }
+
+    fn destroy(&self, batch: &mut Batch) {
+        // A process that ends destroys nothing.
+        let rows = self.0.rows(key::data_range(PREFIX), usize::MAX).unwrap_or_default();
+        rows.into_iter().for_each(|(row, _)| batch.delete(row));
     }
 }
 

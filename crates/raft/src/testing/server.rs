@@ -1,4 +1,5 @@
-//! The peer port of a node, with nothing behind it but links and snapshots.
+//! The peer port of a node, with nothing behind it but links and snapshots, or somebody who answers in a
+//! node's place.
 
 use std::io;
 use std::pin::Pin;
@@ -13,21 +14,34 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::callee::Callee;
 use crate::host::Host;
 use crate::serve::FrameStream;
 
 /// Serves links until the listener's process ends.
 pub(super) async fn serve(listener: Arc<dyn Listener>, host: Arc<Host>) {
+    run(listener, Links::Host(host)).await;
+}
+
+/// As [`serve`], for somebody who is no node.
+pub(super) async fn serve_callee(listener: Arc<dyn Listener>, callee: Arc<Callee>) {
+    run(listener, Links::Callee(callee)).await;
+}
+
+async fn run(listener: Arc<dyn Listener>, links: Links) {
     let incoming = futures_util::stream::unfold(listener, |listener| async move {
         let (stream, _) = listener.accept().await.ok()?;
         Some((Ok::<_, io::Error>(Incoming(stream)), listener))
     });
-    let server = Server::builder().add_service(PeerServer::new(Links(host)));
+    let server = Server::builder().add_service(PeerServer::new(links));
     // It ends when the process does, one way or the other.
     drop(server.serve_with_incoming(incoming).await);
 }
 
-struct Links(Arc<Host>);
+enum Links {
+    Host(Arc<Host>),
+    Callee(Arc<Callee>),
+}
 
 #[tonic::async_trait]
 impl Peer for Links {
@@ -37,14 +51,21 @@ impl Peer for Links {
         &self,
         request: Request<Streaming<v1::Frame>>,
     ) -> Result<Response<FrameStream>, Status> {
-        Ok(Response::new(self.0.accept_link(request.into_inner())))
+        let frames = request.into_inner();
+        Ok(Response::new(match self {
+            Self::Host(host) => host.accept_link(frames),
+            Self::Callee(callee) => callee.accept_link(frames),
+        }))
     }
 
     async fn send_snapshot(
         &self,
         request: Request<Streaming<v1::SnapshotPart>>,
     ) -> Result<Response<v1::SnapshotReply>, Status> {
-        self.0.accept_snapshot(request.into_inner()).await.map(Response::new)
+        match self {
+            Self::Host(host) => host.accept_snapshot(request.into_inner()).await.map(Response::new),
+            Self::Callee(_) => Err(Status::unimplemented("only links")),
+        }
     }
 
     async fn adopt(

@@ -62,6 +62,19 @@ fn entries_are_readable_at_once_and_acknowledged_when_durable() {
 }
 
 #[test]
+fn the_size_of_a_log_is_that_of_the_entries_held() {
+    let (_disk, _wal, mut writer, log) = begin();
+    assert!(!log.is_larger_than(0));
+    log.append(entries(1, 7, 0..4, 1000), ignored());
+    assert!(log.is_larger_than(3999) && !log.is_larger_than(4000));
+    writer.step().unwrap();
+    assert!(log.is_larger_than(4000) && !log.is_larger_than(5000), "records take a little more");
+    log.purge(id(1, 7, 1));
+    log.truncate_after(Some(id(1, 7, 2)));
+    assert!(log.is_larger_than(1000) && !log.is_larger_than(1500));
+}
+
+#[test]
 fn one_write_and_one_sync_serve_everybody_in_order() {
     let (_disk, wal, mut writer, log) = begin();
     wal.create(stream(2), ignored());

@@ -11,7 +11,9 @@ use bytes::Bytes;
 
 use super::disk::TestDisk;
 use crate::weaken::Weakened;
-use crate::{Completion, Entry, EntryId, LogState, Options, StreamId, Vote, Wal, WalError, Writer};
+use crate::{
+    Completion, Entry, EntryId, LogState, Options, Position, StreamId, Vote, Wal, WalError, Writer,
+};
 
 pub(super) const DIR: &str = "/node/wal";
 
@@ -199,6 +201,8 @@ pub(super) struct Run {
     pub(super) acknowledged: usize,
     /// Segments that were recycled.
     pub(super) recycled: u64,
+    /// Up to here the log said that it was durable.
+    pub(super) told: Position,
 }
 
 impl Run {
@@ -216,7 +220,7 @@ impl Run {
 pub(super) fn play(disk: &TestDisk, script: &[Op], weakened: Weakened) -> Run {
     let mut models = vec![Model::default()];
     let acknowledged = Arc::new(AtomicUsize::new(0));
-    let mut recycled = 0;
+    let (mut recycled, mut told) = (0, Position::default());
     if let Ok((wal, mut writer)) = open_with(disk, &options(), weakened) {
         for (nth, op) in script.iter().enumerate() {
             let so_far = Arc::clone(&acknowledged);
@@ -246,8 +250,9 @@ pub(super) fn play(disk: &TestDisk, script: &[Op], weakened: Weakened) -> Run {
             models.push(model);
         }
         recycled = wal.stats().recycled;
+        told = wal.durable_position();
     }
-    Run { models, acknowledged: acknowledged.load(Ordering::SeqCst), recycled }
+    Run { models, acknowledged: acknowledged.load(Ordering::SeqCst), recycled, told }
 }
 
 /// The life of a log with everything in it, by hand: one replica that votes in spring and is silent
