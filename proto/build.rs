@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use protox::prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "annulus/v1/common.proto",
     "annulus/v1/kv.proto",
     "annulus/v1/routes.proto",
     "annulus/v1/admin.proto",
+    "annulus/v1/manager.proto",
     "annulus/v1/peer.proto",
 ];
 

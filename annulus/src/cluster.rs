@@ -24,7 +24,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use annulus_engine::EngineKind;
-use annulus_runtime::{Env, Network};
+use annulus_runtime::{Disk, Env, Network};
 use anyhow::{Context as _, anyhow, bail};
 use rustix::process::Signal;
 use tokio::process::Child;
@@ -38,6 +38,8 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The log of a child in its folder.
 const LOG: &str = "node.log";
+/// What a node leaves in a folder that must not be used any more (see `docs/formats.md`).
+const DEAD: &str = "dead";
 
 /// The command line asks for something that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -161,6 +163,13 @@ impl Layout {
     #[must_use]
     pub fn log(&self, id: u32) -> PathBuf {
         self.folder(id).join(LOG)
+    }
+
+    /// Whether a node's folder was refused for good, by its peers or because the node was removed: a
+    /// process on it would end at once. What cannot be looked at is for that process to report.
+    #[must_use]
+    pub fn is_dead(&self, disk: &dyn Disk, id: u32) -> bool {
+        disk.exists(&self.folder(id).join(DEAD)).unwrap_or(false)
     }
 
     /// The command line of a node, after the name of the program.

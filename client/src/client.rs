@@ -1,48 +1,55 @@
-//! The client: its construction, the loop that takes a call from attempt to attempt, and the calls
-//! that concern the cluster as a whole.
+//! The client: its construction, its calls, and those that concern the cluster as a whole.
 //!
-//! The decisions are made elsewhere: `routes` says whom to ask, `retry` whether to ask again,
-//! `channels` what became of a request. This module only carries them out.
-//!
-//! Routes are fetched by the calls that need them, at most one at a time: who holds a table goes on
-//! with it while another call fetches a newer one (H7: old routes only cost redirects); who holds
-//! none waits. A fetch that fails is an attempt that changed nothing.
+//! The decisions are made elsewhere: `routes` says whom to ask, `retry` whether to ask again, `writers`
+//! which number a mutation gets, `channels` what became of a request, `session` what a session has seen.
+//! `drive`, `named` and `many` only carry them out: the loops that take a call from attempt to attempt,
+//! without an operation id, with one, and for several keys at once.
+
+mod drive;
+mod many;
+mod named;
+mod operate;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use annulus_proto::convert::{Header, cluster_of};
+use annulus_proto::convert::cluster_of;
 use annulus_proto::v1;
 use annulus_proto::v1::admin_client::AdminClient;
-use annulus_proto::v1::routes_client::RoutesClient;
 use annulus_runtime::{Env, Network};
 use annulus_types::{
-    ClusterId, Error, ErrorKind, MayHaveApplied, NodeId, Revision, RoutingTable, Token, limits,
-    token_of,
+    ClusterId, Consistency, ErrorKind, MayHaveApplied, Receipt, Revision, RoutingTable,
+    SessionToken, Token, limits,
 };
 use bytes::Bytes;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tonic::transport::Channel;
 
-use crate::calls::{Call, Cas, Delete, Get, Put};
+use self::named::Desk;
+use crate::calls::{Batch, Call, Cas, CloseWriter, Delete, Get, Incr, MultiGet, OpStatus, Put};
 use crate::channels::{Channels, Deadline, Sending, timed};
-use crate::retry::{Backoff, Failure, Retry, Step};
-use crate::routes::{RouteCache, Target, Want};
+use crate::error::Error;
+use crate::op_id::OpIdText;
+use crate::retry::{Access, Failure};
+use crate::routes::{RouteCache, Want};
+use crate::session::{Memory, Session};
 
-/// A node that is asked for its table answers from memory.
-const ROUTES_ATTEMPT_MOST: Duration = Duration::from_secs(1);
-/// What a call spends on newer routes while it has some that may still do.
-const REFRESH_MOST: Duration = Duration::from_millis(500);
 /// A node gathers the state of the others for up to 1 s.
 const STATUS_ATTEMPT_MOST: Duration = Duration::from_millis(2_500);
 /// The birth of a cluster waits for every node of it to sync its disk.
 const INIT_DEADLINE: Duration = Duration::from_secs(30);
+/// Writers that are closed at once: enough to hide the round trips of a client that has written to all
+/// shards, few enough to be no burst.
+const CLOSES_AT_ONCE: usize = 64;
 
-/// A client of one cluster. Cheap to clone; clones share routes and connections.
+/// A client of one cluster. Cheap to clone; clones share routes, connections and writers.
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// What the session of this handle has seen; `None`: it is of no session.
+    memory: Option<Memory>,
 }
 
 #[derive(Debug)]
@@ -56,6 +63,9 @@ struct Inner {
     refreshing: tokio::sync::Mutex<()>,
     /// Counts calls, from a random start, so that clients do not begin at the same member.
     turn: AtomicUsize,
+    /// Whether mutations get operation ids.
+    exactly_once: bool,
+    desk: Desk,
 }
 
 /// Builds a [`Client`].
@@ -65,6 +75,7 @@ pub struct Builder {
     deadline: Duration,
     env: Option<Env>,
     network: Option<Arc<dyn Network>>,
+    exactly_once: bool,
 }
 
 impl Builder {
@@ -101,6 +112,15 @@ impl Builder {
         self
     }
 
+    /// Whether mutations get operation ids, so that they are repeated after an unknown outcome and take
+    /// effect once all the same. Default: they do. Without ids the first mutation of each shard is spared
+    /// the opening of a writer, and a mutation whose outcome is unknown is handed back at once.
+    #[must_use]
+    pub fn exactly_once(mut self, exactly_once: bool) -> Self {
+        self.exactly_once = exactly_once;
+        self
+    }
+
     /// Fetches the routing table from the first endpoint that has one. When all that answer belong
     /// to no cluster yet, the client is returned all the same and fetches the table with its first
     /// call.
@@ -126,10 +146,12 @@ impl Builder {
             cache: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(()),
             turn: AtomicUsize::new(usize::try_from(start).unwrap_or(0)),
+            exactly_once: self.exactly_once,
+            desk: Desk::default(),
             env,
         };
         inner.first_contact().await?;
-        Ok(Client { inner: Arc::new(inner) })
+        Ok(Client { inner: Arc::new(inner), memory: None })
     }
 }
 
@@ -175,6 +197,7 @@ impl Client {
             deadline: limits::DEADLINE_DEFAULT,
             env: None,
             network: None,
+            exactly_once: true,
         }
     }
 
@@ -186,6 +209,25 @@ impl Client {
     /// Reads a key. An absent key is an answer, not an error.
     pub fn get(&self, key: impl Into<Bytes>) -> Get {
         Get::new(self.clone(), key.into())
+    }
+
+    /// Reads several keys, with one message to each node that answers for some of them. The answers come in
+    /// the order of the keys; each has the receipt of its shard, which was read at one point as far as one
+    /// message goes. Two shards have no common point. A key that cannot be read in time fails the call, and
+    /// the error names it.
+    pub fn multi_get<I, K>(&self, keys: I) -> MultiGet
+    where
+        I: IntoIterator<Item = K>,
+        K: Into<Bytes>,
+    {
+        MultiGet::new(self.clone(), keys.into_iter().map(Into::into).collect())
+    }
+
+    /// Begins a session: its reads see all of its writes and never go back, shard by shard, on whatever
+    /// replica. It shares everything else with this client.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        Session::new(self)
     }
 
     /// Removes a key. Removing an absent key changes nothing and is no error.
@@ -204,12 +246,46 @@ impl Client {
         Cas::new(self.clone(), key.into(), expected, value.into())
     }
 
+    /// Adds `delta` to the number that a key holds, in decimal digits; an absent key counts as 0. A sum out
+    /// of the limits, or of 64 bits, and a value that is no number are answers, with nothing changed.
+    pub fn incr(&self, key: impl Into<Bytes>, delta: i64) -> Incr {
+        Incr::new(self.clone(), key.into(), delta)
+    }
+
+    /// Changes several keys, all or none, with one revision. All keys, those of the conditions too, must have
+    /// one routing key, that is a common `{tag}`: at most 1,000 changes, 1,000 conditions, and 8 MiB of keys
+    /// and values.
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.clone())
+    }
+
+    /// Asks what became of a mutation, by the id that its error bears. The answer is final: one that was
+    /// not applied is refused from then on.
+    pub fn op_status(&self, id: OpIdText) -> OpStatus {
+        OpStatus::new(self.clone(), id)
+    }
+
+    /// Closes the writers of this client and its clones, within the default deadline of calls. It may be
+    /// left out: writers that are not used end by themselves, ten minutes later. So do those that are not
+    /// closed here: writers with a mutation under way, those with a mutation of unknown outcome, which
+    /// [`Client::op_status`] can then still be asked about, and those that cannot be closed in time. The
+    /// client remains usable.
+    pub async fn close(&self) {
+        let inner = &*self.inner;
+        let deadline = Deadline::after(&inner.env.clock, inner.deadline);
+        let idle = inner.desk.take_idle();
+        for some in idle.chunks(CLOSES_AT_ONCE) {
+            let closing = some.iter().map(|&(token, writer)| inner.close(token, writer, &deadline));
+            join_all(closing).await;
+        }
+    }
+
     /// The routing table, fetched anew from any node that has one.
     ///
     /// # Errors
     /// When no node has one to give.
     pub async fn routes(&self) -> Result<Arc<RoutingTable>, Error> {
-        self.inner.refresh(self.inner.deadline).await.map_err(Failure::into_error)
+        Ok(self.inner.refresh(self.inner.deadline).await.map_err(Failure::into_error)?)
     }
 
     /// The state of the cluster as the first endpoint that answers gathers it; with `local`, of
@@ -234,7 +310,7 @@ impl Client {
             }
         }
         let failure = failure.unwrap_or_else(|| Failure::Unreachable("no time left".to_owned()));
-        Err(failure.into_error())
+        Err(failure.into_error().into())
     }
 
     /// Creates the cluster, through the first endpoint. Returns its id and whether this call
@@ -258,244 +334,84 @@ impl Client {
             .channels
             .call(addr, INIT_DEADLINE, |channel, limit| send_init(channel, request, limit));
         let reply = asked.await.map_err(Failure::into_error)?;
-        let cluster = cluster_of(&reply.cluster_id).map_err(|problem| Error {
-            kind: ErrorKind::Internal { id: format!("the answer of {addr}: {problem}") },
-            may_have_applied: MayHaveApplied::Yes,
-            retry_after_ms: 0,
+        let cluster = cluster_of(&reply.cluster_id).map_err(|problem| {
+            let id = format!("the answer of {addr}: {problem}");
+            let unusable = Error::refused(ErrorKind::Internal { id });
+            Error { may_have_applied: MayHaveApplied::Yes, ..unusable }
         })?;
         Ok((cluster, reply.created))
     }
 
-    /// Takes a call from attempt to attempt.
+    /// Carries a call out.
     pub(crate) async fn run<C: Call>(
         &self,
         call: &C,
         deadline: Option<Duration>,
     ) -> Result<C::Output, Error> {
         call.check()?;
+        self.check_session()?;
         let inner = &*self.inner;
         let span = deadline.unwrap_or(inner.deadline).min(limits::DEADLINE_MOST);
-        let deadline = Deadline::after(&inner.env.clock, span);
-        let token = token_of(call.key());
-        let want = call.want(inner.turn.fetch_add(1, Ordering::Relaxed));
-        let mut retry = Retry::new(C::ACCESS, matches!(want, Want::Node(_)));
-        let mut last = None;
-        while deadline.left().is_some() {
-            let (failure, repaired) = match inner.aim(token, want, last, &deadline).await {
-                Err(failure) => (failure, false),
-                Ok(target) => {
-                    let Some(left) = deadline.left() else { break };
-                    let limit = C::ACCESS.attempt_limit(left);
-                    last = Some(target.node);
-                    match inner.ask(call, &target, limit, retry.attempts() + 1).await {
-                        Ok(output) => return Ok(output),
-                        Err(failure) => inner.learn(&target, failure, limit),
-                    }
-                }
-            };
-            match retry.after(failure, repaired, inner.env.random.u64()) {
-                Step::Fail(error) => return Err(error),
-                Step::AtOnce => {}
-                Step::After(pause) => {
-                    tokio::time::sleep(pause.min(deadline.left().unwrap_or_default())).await;
-                }
-            }
+        let output = if inner.exactly_once && C::ACCESS == Access::Write {
+            inner.run_named(call, span).await?
+        } else {
+            let deadline = Deadline::after(&inner.env.clock, span);
+            let want = call.want(inner.turn.fetch_add(1, Ordering::Relaxed));
+            inner.drive(call, want, &deadline).await?
+        };
+        self.remember(C::receipt(&output))
+            .map_err(|error| Error { may_have_applied: C::ACCESS.after_answer(), ..error })?;
+        Ok(output)
+    }
+
+    /// The same client for a session.
+    pub(crate) fn with_memory(&self, memory: Memory) -> Self {
+        Self { inner: Arc::clone(&self.inner), memory: Some(memory) }
+    }
+
+    /// What the session of this handle has seen.
+    pub(crate) fn seen(&self) -> Option<SessionToken> {
+        self.memory.as_ref().and_then(Memory::token)
+    }
+
+    /// The token for a read of this consistency: with others it would be refused.
+    pub(crate) fn session_for(&self, consistency: &Consistency) -> Option<SessionToken> {
+        if *consistency == Consistency::Session { self.seen() } else { None }
+    }
+
+    /// That of reads which name none.
+    pub(crate) fn default_consistency(&self) -> Consistency {
+        match self.memory {
+            Some(_) => Consistency::Session,
+            None => Consistency::default(),
         }
-        Err(retry.give_up())
+    }
+
+    /// Refuses a session of another cluster, as far as the cluster is known yet.
+    pub(crate) fn check_session(&self) -> Result<(), Error> {
+        let cluster = self.inner.cache.lock().cluster();
+        match (&self.memory, cluster) {
+            (Some(memory), Some(cluster)) => memory.check(cluster),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes an answer into the session, if there is one.
+    fn remember(&self, receipt: &Receipt) -> Result<(), Error> {
+        let Some(memory) = &self.memory else { return Ok(()) };
+        let cluster = self.inner.cache.lock().cluster().unwrap_or_default();
+        memory.observe(cluster, receipt)
     }
 }
 
 impl Inner {
-    fn now_us(&self) -> u64 {
-        self.env.clock.monotonic_us()
-    }
-
-    fn header(&self) -> Header {
-        let cache = self.cache.lock();
-        Header { cluster: cache.cluster(), table_version: cache.version(), ..Header::default() }
-    }
-
-    /// Waits for the first endpoint that answers at all.
-    async fn first_contact(&self) -> Result<(), Error> {
-        let deadline = Deadline::after(&self.env.clock, self.deadline);
-        let mut backoff = Backoff::new();
-        let mut failure = Failure::Unreachable("no time left".to_owned());
-        while let Some(left) = deadline.left() {
-            failure = match self.refresh(left).await {
-                Ok(_) => return Ok(()),
-                Err(Failure::Said(Error { kind: ErrorKind::NotReady { .. }, .. })) => return Ok(()),
-                Err(Failure::Said(error)) if !error.is_retryable() => return Err(error),
-                Err(failure) => failure,
-            };
-            let pause = backoff.pause(self.env.random.u64());
-            tokio::time::sleep(pause.min(deadline.left().unwrap_or_default())).await;
-        }
-        Err(failure.into_error())
-    }
-
-    /// The node to ask after `last` did not serve, with routes fetched if they must be.
-    async fn aim(
-        &self,
-        token: Token,
-        want: Want,
-        last: Option<NodeId>,
-        deadline: &Deadline,
-    ) -> Result<Target, Failure> {
-        self.ensure_routes(deadline.left().unwrap_or_default()).await?;
-        let target = self.cache.lock().target(token, want, last, self.now_us());
-        if let Some(target) = target {
-            return Ok(target);
-        }
-        // The table names nobody: it is too old, or no table will.
-        self.refresh(deadline.left().unwrap_or_default()).await?;
-        let target = self.cache.lock().target(token, want, last, self.now_us());
-        target.ok_or_else(|| {
-            Failure::Said(match want {
-                Want::Node(node) => {
-                    Error::bad_request("node", format!("node {node} is not in the routing table"))
-                }
-                Want::Leader | Want::Anyone { .. } => Error::refused(ErrorKind::NotReady {
-                    reason: "the routing table names no node for this key".to_owned(),
-                }),
-            })
-        })
-    }
-
-    /// One attempt of a call.
-    async fn ask<C: Call>(
-        &self,
-        call: &C,
-        target: &Target,
-        limit: Duration,
-        attempt: u32,
-    ) -> Result<C::Output, Failure> {
-        let header = v1::RequestHeader::from(&call.header(self.header()));
-        let sent = self
-            .channels
-            .call(&target.addr, limit, |channel, limit| call.send(channel, header.clone(), limit));
-        let output = C::open(sent.await?, attempt).map_err(|problem| {
-            let id = format!("the answer of node {}: {problem}", target.node);
-            Failure::Said(Error {
-                kind: ErrorKind::Internal { id },
-                may_have_applied: C::ACCESS.after_answer(),
-                retry_after_ms: 0,
-            })
-        })?;
-        self.cache.lock().answered(target, C::receipt(&output), self.now_us());
-        Ok(output)
-    }
-
-    /// Repairs the routes by what a failure tells. Returns whether it told whom to ask instead.
-    fn learn(&self, target: &Target, failure: Failure, limit: Duration) -> (Failure, bool) {
-        let now_us = self.now_us();
-        let mut cache = self.cache.lock();
-        let repaired = match &failure {
-            Failure::Unreachable(_) => {
-                cache.gone(target, now_us);
-                false
-            }
-            Failure::Silent(error) => {
-                if matches!(error.kind, ErrorKind::DeadlineExceeded { .. }) {
-                    let waited_us = u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
-                    cache.late(target, waited_us, now_us);
-                } else {
-                    cache.gone(target, now_us);
-                }
-                false
-            }
-            Failure::Said(error) => {
-                cache.alive(target.node, now_us);
-                match &error.kind {
-                    ErrorKind::NotLeader { leader } => cache.redirected(target, *leader, now_us),
-                    ErrorKind::StaleRoute { routes } => cache.rerouted(routes.as_deref()),
-                    ErrorKind::Moving { .. } => cache.rerouted(None),
-                    _ => false,
-                }
-            }
-        };
-        drop(cache);
-        (failure, repaired)
-    }
-
-    /// Sees to it that there is a table, and asks for a newer one when answers told of one.
-    async fn ensure_routes(&self, left: Duration) -> Result<(), Failure> {
-        let (held, due) = {
-            let cache = self.cache.lock();
-            (cache.table().is_some(), cache.refresh_due(self.now_us()))
-        };
-        if held {
-            if due && let Ok(_alone) = self.refreshing.try_lock() {
-                // Without newer routes the call goes on with those that it has.
-                if let Err(failure) = self.refresh(left.min(REFRESH_MOST)).await {
-                    tracing::debug!(?failure, "the routes could not be refreshed");
-                }
-            }
-            return Ok(());
-        }
-        let Ok(_alone) = tokio::time::timeout(left, self.refreshing.lock()).await else {
-            return Err(Failure::Unreachable("waiting for routes".to_owned()));
-        };
-        let held = self.cache.lock().table().is_some();
-        if held {
-            return Ok(());
-        }
-        self.refresh(left).await?;
-        Ok(())
-    }
-
-    /// Fetches a table from the first node that has one, and returns the routes that are known
-    /// then. Its failures are those of a question: nothing is in doubt after them.
-    async fn refresh(&self, limit: Duration) -> Result<Arc<RoutingTable>, Failure> {
-        let deadline = Deadline::after(&self.env.clock, limit);
-        let header = v1::RequestHeader::from(&self.header());
-        let sources = {
-            let now_us = self.now_us();
-            let mut cache = self.cache.lock();
-            cache.asking(now_us);
-            cache.sources(&self.endpoints, now_us)
-        };
-        let mut failure = None;
-        for addr in &sources {
-            let Some(left) = deadline.left() else { break };
-            let asked =
-                self.channels.call(addr, left.min(ROUTES_ATTEMPT_MOST), |channel, limit| {
-                    send_routes(channel, header.clone(), limit)
-                });
-            let next = match asked.await {
-                Ok(table) => match self.take(addr, table) {
-                    Ok(table) => return Ok(table),
-                    Err(error) => Failure::Said(error),
-                },
-                Err(next) => next.of_question(),
-            };
-            failure = Some(Failure::more_telling(failure, next));
-        }
-        Err(failure.unwrap_or_else(|| Failure::Unreachable("no time left for routes".to_owned())))
-    }
-
-    /// Adds a table from `addr` to what is known.
-    fn take(&self, addr: &str, table: v1::RoutingTable) -> Result<Arc<RoutingTable>, Error> {
-        let table = RoutingTable::try_from(table).map_err(|problem| {
-            Error::refused(ErrorKind::Internal { id: format!("the table of {addr}: {problem}") })
-        })?;
-        let offered = table.cluster;
-        let mut cache = self.cache.lock();
-        cache.adopt(table);
-        match cache.table() {
-            Some(held) if held.cluster == offered => Ok(Arc::clone(held)),
-            _ => Err(Error::refused(ErrorKind::WrongCluster { actual: offered })),
+    /// Ends a writer, if that can be done in time.
+    async fn close(&self, token: Token, writer: Revision, deadline: &Deadline) {
+        let closing = CloseWriter { token, writer };
+        if let Err(error) = self.drive(&closing, Want::Leader, deadline).await {
+            tracing::debug!(%writer, %error, "a writer was not closed and ends by itself");
         }
     }
-}
-
-fn send_routes(
-    channel: Channel,
-    header: v1::RequestHeader,
-    limit: Duration,
-) -> Sending<v1::RoutingTable> {
-    let message = v1::GetRoutesRequest { header: Some(header) };
-    let mut routes = RoutesClient::new(channel).max_decoding_message_size(limits::DECODE_BYTES);
-    Box::pin(async move { routes.get(timed(message, limit)).await })
 }
 
 fn send_status(

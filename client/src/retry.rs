@@ -1,10 +1,12 @@
 //! What to do after a failed attempt: pure decisions, no clock and no network.
 //!
 //! Invariants:
-//! - W3: a mutation is repeated only while *every* attempt of it said no. It has no operation id,
-//!   so a repetition after anything else could apply it twice.
-//! - W4: the verdict of a call is the sum of the verdicts of its attempts. A read changes nothing:
-//!   its verdict is no, whatever became of the attempt.
+//! - W3: a mutation without an operation id is repeated only while *every* attempt of it said no: a
+//!   repetition after anything else could apply it twice. With an id it is repeated after an unknown
+//!   outcome too, always under the same id. Another id is taken only when nothing is in doubt.
+//! - W4: the verdict of a call is the sum of the verdicts of its attempts. Two answers are about the
+//!   operation, not about the attempt, and need no sum: a result, which the shard gives to every repetition,
+//!   and what `op status` says. A read changes nothing: its verdict is no, whatever became of the attempt.
 //! - Attempts without a pause between them are bounded, however nodes point at each other.
 
 use std::time::Duration;
@@ -16,6 +18,13 @@ const BACKOFF_MOST: Duration = Duration::from_millis(200);
 /// A read leaves a silent node after this: longer than an election takes (1 s), so that a leader
 /// that is about to be confirmed is not left just before.
 const READ_ATTEMPT_MOST: Duration = Duration::from_millis(1_500);
+/// The same of a mutation with an operation id. More, because each repetition costs the log another entry,
+/// and a node that is silent for long is more often slow than gone: a broken connection is noticed at once.
+const NAMED_ATTEMPT_MOST: Duration = Duration::from_secs(2);
+/// Of the time of a call with an operation id, what is kept for asking what became of it. A group with a
+/// leader answers in milliseconds, through a wrong route in a few more; without a leader no reserve that
+/// leaves room for the call itself would do.
+const RESERVE_MOST: Duration = Duration::from_millis(500);
 /// Redirects followed without a pause. Two nodes that both know better are old news from one of
 /// them; the pause lets it arrive.
 const HOPS_MOST: u32 = 3;
@@ -23,19 +32,22 @@ const HOPS_MOST: u32 = 3;
 /// Whether a call may change something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// It reads.
+    /// It changes no key, and may be repeated after anything.
     Read,
     /// It may change something.
     Write,
+    /// It may change something, and has an operation id.
+    Named,
 }
 
 impl Access {
-    /// How long one attempt may take when `left` remains for the call. A mutation that was sent
-    /// cannot be repeated, so leaving early would win nothing.
+    /// How long one attempt may take when `left` remains for attempts. A mutation without an operation id
+    /// cannot be repeated once it was sent, so leaving early would win nothing.
     pub(crate) fn attempt_limit(self, left: Duration) -> Duration {
         match self {
             Self::Read => left.min(READ_ATTEMPT_MOST),
             Self::Write => left,
+            Self::Named => left.min(NAMED_ATTEMPT_MOST),
         }
     }
 
@@ -43,8 +55,30 @@ impl Access {
     pub(crate) fn after_answer(self) -> MayHaveApplied {
         match self {
             Self::Read => MayHaveApplied::No,
-            Self::Write => MayHaveApplied::Yes,
+            Self::Write | Self::Named => MayHaveApplied::Yes,
         }
+    }
+}
+
+/// How the time of a call with an operation id is divided: attempts first, then, if it is in doubt, the
+/// question what became of it. The reserve for that is a quarter of the call's time, 500 ms at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shares {
+    reserve: Duration,
+}
+
+impl Shares {
+    /// For a call that has `span` in all.
+    pub(crate) fn of(span: Duration) -> Self {
+        Self { reserve: (span / 4).min(RESERVE_MOST) }
+    }
+
+    /// How long an attempt that begins now may take when `left` remains for the call; it leaves the reserve,
+    /// or half of what remains if that is less. `None` once only the reserve is left, also when nothing is in
+    /// doubt: what is sent so late would more likely raise a doubt than be answered.
+    pub(crate) fn attempt(self, left: Duration) -> Option<Duration> {
+        let usable = left.saturating_sub(self.reserve).max(left / 2);
+        (left > self.reserve).then(|| Access::Named.attempt_limit(usable))
     }
 }
 
@@ -76,6 +110,16 @@ impl Failure {
             Self::Said(error) => {
                 Self::Said(Error { may_have_applied: MayHaveApplied::No, ..error })
             }
+        }
+    }
+
+    /// The same about the opening of a writer, which may also be repeated after anything.
+    pub(crate) fn of_opening(self) -> Self {
+        match self {
+            Self::Said(error) if error.may_have_applied != MayHaveApplied::No => {
+                Self::Unreachable(error.to_string())
+            }
+            other => other.of_question(),
         }
     }
 
@@ -113,12 +157,14 @@ impl Backoff {
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// End the call with this error.
+    /// End the call with this error; if it leaves a doubt, `op status` may know better.
     Fail(Error),
     /// Try again: it is known now whom to ask.
     AtOnce,
     /// Try the next node after this pause.
     After(Duration),
+    /// The writer has ended, and nothing is in doubt: try again after this pause, with another one.
+    Renamed(Duration),
 }
 
 /// The attempts of one call so far.
@@ -152,52 +198,83 @@ impl Retry {
         self.attempts
     }
 
+    /// Whether an attempt may have been applied.
+    pub(crate) fn in_doubt(&self) -> bool {
+        self.applied != MayHaveApplied::No
+    }
+
+    /// The call waits for something in this process: what to say if its time ends there.
+    pub(crate) fn waits(&mut self, stage: &str) {
+        let stage = stage.to_owned();
+        self.last = Some(Error::refused(ErrorKind::DeadlineExceeded { stage }));
+    }
+
     /// Takes note of a failed attempt. `repaired`: the failure told whom to ask instead, and that
     /// node is not known to be down.
     pub(crate) fn after(&mut self, failure: Failure, repaired: bool, roll: u64) -> Step {
         self.attempts += 1;
         let error = match failure {
             Failure::Unreachable(_) => {
-                self.last = Some(Error::refused(ErrorKind::NoQuorum));
+                // That the others have nothing new enough tells more.
+                let is_known = self
+                    .last
+                    .as_ref()
+                    .is_some_and(|last| matches!(last.kind, ErrorKind::TooStale { .. }));
+                if !is_known {
+                    self.last = Some(Error::refused(ErrorKind::NoQuorum));
+                }
                 self.hops = 0;
                 return Step::After(self.backoff.pause(roll));
             }
             Failure::Silent(error) | Failure::Said(error) => error,
         };
+        if self.access == Access::Named && error.may_have_applied == MayHaveApplied::No {
+            match error.kind {
+                // The result of the operation, which every attempt has: the first one is settled too.
+                ErrorKind::PreconditionFailed { .. } => return Step::Fail(error),
+                ErrorKind::WriterExpired if !self.in_doubt() => {
+                    self.last = Some(error);
+                    return Step::Renamed(self.hop(true, roll).unwrap_or_default());
+                }
+                _ => {}
+            }
+        }
         let repeat = self.may_repeat(&error);
         self.applied = self.applied.and_then(match self.access {
             Access::Read => MayHaveApplied::No,
-            Access::Write => error.may_have_applied,
+            Access::Write | Access::Named => error.may_have_applied,
         });
-        let error = Error { may_have_applied: self.applied, ..error };
         if !repeat {
-            return Step::Fail(error);
+            return Step::Fail(match self.access {
+                Access::Named => concluded(error, self.applied),
+                Access::Read | Access::Write => Error { may_have_applied: self.applied, ..error },
+            });
         }
         let asked_to_wait = Duration::from_millis(u64::from(error.retry_after_ms));
         self.last = Some(error);
-        if repaired && self.hops < HOPS_MOST {
-            self.hops += 1;
-            return Step::AtOnce;
+        match self.hop(repaired, roll) {
+            None => Step::AtOnce,
+            Some(pause) => Step::After(pause.max(asked_to_wait)),
         }
-        self.hops = 0;
-        Step::After(self.backoff.pause(roll).max(asked_to_wait))
     }
 
-    /// The error of a call whose deadline has come.
-    pub(crate) fn give_up(self) -> Error {
-        let Some(error) = self.last else {
+    /// The error of a call whose time is over.
+    pub(crate) fn give_up(&self) -> Error {
+        let Some(error) = self.last.clone() else {
             let stage = "looking for a node".to_owned();
             return Error::refused(ErrorKind::DeadlineExceeded { stage });
         };
-        // The last of the two kinds below can only be a read's: no answer came, and nothing else
-        // is known.
-        match error.kind {
-            ErrorKind::NotLeader { .. }
-            | ErrorKind::NoQuorum
-            | ErrorKind::OutcomeUnknown
-            | ErrorKind::Cancelled => Error { kind: ErrorKind::NoQuorum, ..error },
-            _ => error,
+        concluded(error, self.applied)
+    }
+
+    /// The pause before the next attempt, if there must be one.
+    fn hop(&mut self, repaired: bool, roll: u64) -> Option<Duration> {
+        if repaired && self.hops < HOPS_MOST {
+            self.hops += 1;
+            return None;
         }
+        self.hops = 0;
+        Some(self.backoff.pause(roll))
     }
 
     fn may_repeat(&self, error: &Error) -> bool {
@@ -208,166 +285,39 @@ impl Retry {
         if self.pinned && elsewhere {
             return false;
         }
-        match self.access {
-            Access::Write => error.may_have_applied == MayHaveApplied::No && error.is_retryable(),
-            Access::Read => {
-                error.is_retryable()
-                    || error.may_have_applied == MayHaveApplied::Unknown
-                    || matches!(error.kind, ErrorKind::DeadlineExceeded { .. })
-            }
+        // The node's time for an attempt is shorter than the call's.
+        let is_late = matches!(error.kind, ErrorKind::DeadlineExceeded { .. });
+        // Another replica may be newer, and so may this one in a moment.
+        let is_too_old = matches!(error.kind, ErrorKind::TooStale { .. }) && !self.pinned;
+        match (self.access, error.may_have_applied) {
+            (Access::Write, applied) => applied == MayHaveApplied::No && error.is_retryable(),
+            (Access::Named, MayHaveApplied::No) => error.is_retryable() || is_late,
+            (Access::Read | Access::Named, MayHaveApplied::Unknown) => true,
+            (Access::Named, MayHaveApplied::Yes) => false,
+            (Access::Read, _) => error.is_retryable() || is_late || is_too_old,
         }
     }
+}
+
+/// `error`, the last one, as the end of a call with this verdict. In doubt, that there is a doubt says more
+/// than why the last attempt was put off. Without one, a node that knows no leader says as much as one that
+/// cannot be asked, and so does the lost answer to a read.
+pub(crate) fn concluded(error: Error, applied: MayHaveApplied) -> Error {
+    let is_passing = error.is_retryable()
+        || matches!(
+            error.kind,
+            ErrorKind::OutcomeUnknown | ErrorKind::Cancelled | ErrorKind::WriterExpired
+        );
+    let kind = match (error.kind, applied) {
+        (_, MayHaveApplied::Unknown) if is_passing => ErrorKind::OutcomeUnknown,
+        (
+            ErrorKind::NotLeader { .. } | ErrorKind::OutcomeUnknown | ErrorKind::Cancelled,
+            MayHaveApplied::No,
+        ) => ErrorKind::NoQuorum,
+        (kind, _) => kind,
+    };
+    Error { kind, may_have_applied: applied, ..error }
 }
 
 #[cfg(test)]
-mod tests {
-    use annulus_types::NodeId;
-
-    use super::*;
-
-    fn no_leader() -> Failure {
-        Failure::Said(Error::refused(ErrorKind::NotLeader { leader: None }))
-    }
-
-    fn redirect() -> Failure {
-        Failure::Said(Error::refused(ErrorKind::NotLeader { leader: Some(NodeId(2)) }))
-    }
-
-    fn lost() -> Failure {
-        Failure::Silent(Error::unknown(ErrorKind::OutcomeUnknown))
-    }
-
-    fn unreachable() -> Failure {
-        Failure::Unreachable("refused".to_owned())
-    }
-
-    #[test]
-    fn a_mutation_is_not_repeated_after_an_unknown_outcome() {
-        for (failure, kind) in [
-            (lost(), ErrorKind::OutcomeUnknown),
-            (Failure::Said(Error::unknown(ErrorKind::NoQuorum)), ErrorKind::NoQuorum),
-        ] {
-            let mut retry = Retry::new(Access::Write, false);
-            assert!(matches!(retry.after(no_leader(), false, 0), Step::After(_)));
-            let step = retry.after(failure, false, 0);
-            assert_eq!(step, Step::Fail(Error::unknown(kind)));
-        }
-    }
-
-    #[test]
-    fn a_mutation_is_repeated_after_every_retryable_no() {
-        for kind in [
-            ErrorKind::NotLeader { leader: None },
-            ErrorKind::StaleRoute { routes: None },
-            ErrorKind::Moving { to: None },
-            ErrorKind::NoQuorum,
-            ErrorKind::Overloaded,
-            ErrorKind::NotReady { reason: String::new() },
-        ] {
-            let mut retry = Retry::new(Access::Write, false);
-            let step = retry.after(Failure::Said(Error::refused(kind.clone())), false, 0);
-            assert!(matches!(step, Step::After(_)), "{kind:?}: {step:?}");
-        }
-        let mut retry = Retry::new(Access::Write, false);
-        assert!(matches!(retry.after(unreachable(), false, 0), Step::After(_)));
-    }
-
-    #[test]
-    fn an_answer_is_not_asked_for_again() {
-        for access in [Access::Read, Access::Write] {
-            for kind in [
-                ErrorKind::PreconditionFailed { current: None },
-                ErrorKind::BadRequest { field: "key".to_owned(), message: String::new() },
-                ErrorKind::DiskFull,
-                ErrorKind::ShardHalted { file: String::new(), offset: 0 },
-            ] {
-                let error = Error::refused(kind);
-                let step = Retry::new(access, false).after(Failure::Said(error.clone()), false, 0);
-                assert_eq!(step, Step::Fail(error));
-            }
-        }
-    }
-
-    #[test]
-    fn a_read_is_repeated_after_silence_and_never_reports_a_doubt() {
-        let mut retry = Retry::new(Access::Read, false);
-        assert!(matches!(retry.after(lost(), false, 0), Step::After(_)));
-        let late = ErrorKind::DeadlineExceeded { stage: "waiting".to_owned() };
-        let step = retry.after(Failure::Silent(Error::unknown(late)), false, 0);
-        assert!(matches!(step, Step::After(_)));
-        assert!(matches!(retry.after(lost(), false, 0), Step::After(_)));
-        assert_eq!(retry.give_up(), Error::refused(ErrorKind::NoQuorum));
-
-        let mut retry = Retry::new(Access::Read, false);
-        assert!(matches!(retry.after(lost(), false, 0), Step::After(_)));
-        let step = retry.after(Failure::Said(Error::refused(ErrorKind::Forbidden)), false, 0);
-        assert_eq!(step, Step::Fail(Error::refused(ErrorKind::Forbidden)));
-    }
-
-    #[test]
-    fn redirects_are_followed_at_once_but_not_for_ever() {
-        let mut retry = Retry::new(Access::Write, false);
-        for _ in 0..2 {
-            for _ in 0..HOPS_MOST {
-                assert_eq!(retry.after(redirect(), true, 0), Step::AtOnce);
-            }
-            assert!(matches!(retry.after(redirect(), true, 0), Step::After(_)));
-        }
-        assert_eq!(retry.attempts(), 2 * (HOPS_MOST + 1));
-    }
-
-    #[test]
-    fn a_redirect_ends_a_call_to_a_named_node() {
-        let mut retry = Retry::new(Access::Read, true);
-        assert!(matches!(retry.after(unreachable(), false, 0), Step::After(_)));
-        assert!(matches!(retry.after(redirect(), true, 0), Step::Fail(_)));
-    }
-
-    #[test]
-    fn pauses_double_with_jitter_and_respect_the_node() {
-        let pauses = |roll: u64| {
-            let mut backoff = Backoff::new();
-            (0..6).map(|_| backoff.pause(roll).as_millis()).collect::<Vec<_>>()
-        };
-        assert_eq!(pauses(0), [10, 20, 40, 80, 100, 100]);
-        // The largest roll for a step of n microseconds is n / 2.
-        let mut backoff = Backoff::new();
-        assert_eq!(backoff.pause(10_000), Duration::from_millis(20));
-        assert_eq!(backoff.pause(20_000), Duration::from_millis(40));
-
-        let mut retry = Retry::new(Access::Write, false);
-        let patient = Error { retry_after_ms: 700, ..Error::refused(ErrorKind::Overloaded) };
-        let step = retry.after(Failure::Said(patient), false, 0);
-        assert_eq!(step, Step::After(Duration::from_millis(700)));
-    }
-
-    #[test]
-    fn the_deadline_names_the_last_reason() {
-        let ended_after = |failures: Vec<Failure>| {
-            let mut retry = Retry::new(Access::Write, false);
-            for failure in failures {
-                assert!(matches!(retry.after(failure, false, 0), Step::After(_)));
-            }
-            retry.give_up()
-        };
-        let full = Error::refused(ErrorKind::Overloaded);
-        assert_eq!(ended_after(vec![unreachable()]), Error::refused(ErrorKind::NoQuorum));
-        assert_eq!(
-            ended_after(vec![Failure::Said(full.clone()), no_leader()]),
-            Error::refused(ErrorKind::NoQuorum)
-        );
-        assert_eq!(ended_after(vec![no_leader(), Failure::Said(full.clone())]), full);
-        let never_tried = ended_after(Vec::new());
-        assert!(matches!(never_tried.kind, ErrorKind::DeadlineExceeded { .. }));
-        assert_eq!(never_tried.may_have_applied, MayHaveApplied::No);
-    }
-
-    #[test]
-    fn a_said_failure_tells_more_than_silence() {
-        let said = Failure::Said(Error::refused(ErrorKind::Forbidden));
-        let first = Failure::more_telling(None, unreachable());
-        assert_eq!(first, unreachable());
-        let second = Failure::more_telling(Some(first), said.clone());
-        assert_eq!(Failure::more_telling(Some(second), lost()), said);
-    }
-}
+mod tests;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use annulus_ring::placement::WEIGHT_LIMIT;
 use annulus_ring::{Ring, RingNode};
 use annulus_types::{
-    ClusterId, GroupId, GroupRoute, MemberRole, Mode, NodeId, Receipt, Role, RoutingTable,
+    ClusterId, GroupId, GroupRoute, MemberRole, Mode, NodeId, Receipt, Role, RoutingTable, ShardId,
     TableVersion, Token,
 };
 
@@ -40,6 +40,12 @@ pub(crate) enum Want {
         /// Counts calls.
         turn: usize,
     },
+    /// Any member of it whose state is new enough; `turn` spreads the calls. Of those that are asked after
+    /// the first one, the leader is the last: it has what everybody else lacks, and more to do.
+    Replica {
+        /// Counts calls.
+        turn: usize,
+    },
     /// This node and no other.
     Node(NodeId),
 }
@@ -47,7 +53,9 @@ pub(crate) enum Want {
 /// A node to ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// The group of the key.
+    /// The shard of the key.
+    pub(crate) shard: ShardId,
+    /// Its group.
     pub(crate) group: GroupId,
     /// The node.
     pub(crate) node: NodeId,
@@ -107,15 +115,16 @@ impl RouteCache {
         now_us: u64,
     ) -> Option<Target> {
         let table = self.table.as_ref()?;
-        let group = table.group(table.shard_of(token)?.group)?;
+        let shard = table.shard_of(token)?;
+        let group = table.group(shard.group)?;
         let at = |node: NodeId| {
             let addr = table.node(node)?.addr.clone();
-            Some(Target { group: group.id, node, addr })
+            Some(Target { shard: shard.id, group: group.id, node, addr })
         };
         let votes_only = match want {
             Want::Node(node) => return at(node),
             Want::Leader => true,
-            Want::Anyone { .. } => false,
+            Want::Anyone { .. } | Want::Replica { .. } => false,
         };
         let members: Vec<NodeId> = group
             .members
@@ -124,6 +133,12 @@ impl RouteCache {
             .map(|member| member.node)
             .filter(|node| table.node(*node).is_some())
             .collect();
+        if let Want::Replica { turn } = want {
+            let order = leader_last(members, turn, self.leader_of(group.id));
+            let tried = last.and_then(|last| order.iter().position(|node| *node == last));
+            let start = tried.map_or(0, |place| place + 1);
+            return at(in_turn(&order, start, |node| self.avoids(node, now_us))?);
+        }
         let known = self
             .leader_of(group.id)
             .filter(|node| votes_only && Some(*node) != last && self.is_usable(*node, now_us));
@@ -199,8 +214,9 @@ impl RouteCache {
     /// The node answered as hoped.
     pub(crate) fn answered(&mut self, target: &Target, receipt: &Receipt, now_us: u64) {
         self.alive(target.node, now_us);
-        // A node that was deposed unawares still says `any` answers as leader.
-        if receipt.role == Role::Leader && receipt.mode != Mode::Any {
+        // A node that was deposed unawares still answers as leader what nobody else must vouch for.
+        let is_vouched = matches!(receipt.mode, Mode::Write | Mode::Linearizable);
+        if receipt.role == Role::Leader && is_vouched {
             self.leaders.insert(target.group, Some(target.node));
         }
         if receipt.table_version > self.newest {
@@ -300,6 +316,20 @@ fn in_turn(members: &[NodeId], start: usize, avoided: impl Fn(NodeId) -> bool) -
     let mut turn = from.iter().chain(before).copied();
     let first = from.first().copied();
     turn.find(|node| !avoided(*node)).or(first)
+}
+
+/// The members from the one whose turn it is, with the leader behind them unless it is that one.
+fn leader_last(mut members: Vec<NodeId>, turn: usize, leader: Option<NodeId>) -> Vec<NodeId> {
+    if members.is_empty() {
+        return members;
+    }
+    let places = members.len();
+    members.rotate_left(turn % places);
+    if let Some(place) = members.iter().skip(1).position(|node| Some(*node) == leader) {
+        let node = members.remove(place + 1);
+        members.push(node);
+    }
+    members
 }
 
 /// The table with the higher version (the offered one when equal), with those routes of the other

@@ -1,4 +1,5 @@
-//! The `Kv` service: checks a request, finds its shard, asks the group, answers with a receipt.
+//! The `Kv` service: checks a request (`admit`), finds its shard, asks the group (`read`, `multi`,
+//! `write`), answers with a receipt. `decide` is what a read follows, `readers` where it looks.
 //!
 //! # Invariants
 //!
@@ -8,6 +9,13 @@
 //! - A value is checked against the client's checksum before it is proposed, and again when it is
 //!   read back.
 
+mod admit;
+mod decide;
+mod multi;
+mod read;
+mod readers;
+mod write;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,16 +24,11 @@ use annulus_proto::v1;
 use annulus_proto::v1::kv_server::Kv;
 use annulus_raft::{Group, Host};
 use annulus_runtime::Env;
-use annulus_types::limits::{DEADLINE_DEFAULT, DEADLINE_MOST, KEY_BYTES, VALUE_BYTES};
-use annulus_types::{
-    Consistency, Error, ErrorKind, Mode, NodeId, Receipt, Revision, Role, ServedBy, token_of,
-};
-use bytes::Bytes;
-use tonic::metadata::MetadataMap;
+use annulus_types::{Error, ErrorKind, NodeId, SessionToken, Token};
 use tonic::{Request, Response, Status};
 
-use crate::operation::{Expect, Op, Outcome};
-use crate::shards::{Seen, Shard, Shards};
+use self::readers::Readers;
+use crate::shards::{Shard, Shards};
 use crate::tables::Tables;
 
 /// What a node serves from once it belongs to a cluster.
@@ -62,14 +65,15 @@ impl ServingCell {
     /// What to serve a request from.
     ///
     /// # Errors
-    /// `NotReady` before the birth; `WrongCluster` when the request names another.
+    /// `NotReady` before the birth; `WrongCluster` when the request, or its session, names another.
     pub fn get(&self, header: &Header) -> Result<&Arc<Serving>, Error> {
         let Some(serving) = self.0.get() else {
             let reason = "this node belongs to no cluster yet; run annulus init".to_owned();
             return Err(Error::refused(ErrorKind::NotReady { reason }));
         };
         let actual = serving.host.options().cluster;
-        if header.cluster.is_some_and(|meant| meant != actual) {
+        let session = header.session.as_ref().map(SessionToken::cluster);
+        if [header.cluster, session].into_iter().flatten().any(|meant| meant != actual) {
             return Err(Error::refused(ErrorKind::WrongCluster { actual }));
         }
         Ok(serving)
@@ -80,152 +84,36 @@ impl ServingCell {
 #[derive(Clone)]
 pub struct KvService {
     serving: Arc<ServingCell>,
+    readers: Arc<Readers>,
 }
 
 impl KvService {
     /// A service that answers `NotReady` until the node belongs to a cluster.
     #[must_use]
     pub fn new(serving: Arc<ServingCell>) -> Self {
-        Self { serving }
-    }
-
-    async fn write(
-        &self,
-        header: &Header,
-        op: Op,
-        key: &Bytes,
-        limit: Duration,
-    ) -> Result<v1::WriteReply, Error> {
-        let serving = self.serving.get(header)?;
-        let (shard, group) = serving.locate(key)?;
-        let proposed = group.propose(shard.id, op.encode(), limit).await?;
-        let outcome = Outcome::decode(proposed.reply)
-            .map_err(|error| serving.defect("a reply does not decode", &error))?;
-        match outcome {
-            Outcome::Done { version, revision, epoch, shard_time_ms } => {
-                let receipt = Receipt {
-                    mode: Mode::Write,
-                    shard: shard.id,
-                    epoch,
-                    node: serving.node,
-                    replica: group.replica(),
-                    role: Role::Leader,
-                    served_by: ServedBy::Log,
-                    term: proposed.term,
-                    revision,
-                    staleness_bound_us: None,
-                    shard_time_ms,
-                    table_version: serving.tables.version(),
-                };
-                Ok(v1::WriteReply { receipt: Some((&receipt).into()), version: version.0 })
-            }
-            // Applied, and nothing was changed: the log proves it.
-            Outcome::PreconditionFailed { current } => {
-                Err(Error::refused(ErrorKind::PreconditionFailed { current }))
-            }
-            Outcome::NotHere => Err(serving.stale_route()),
-        }
-    }
-
-    async fn read(
-        &self,
-        header: &Header,
-        key: &Bytes,
-        limit: Duration,
-    ) -> Result<v1::GetReply, Error> {
-        let serving = self.serving.get(header)?;
-        let (shard, group) = serving.locate(key)?;
-        let (role, term) = group.role();
-        let receipt = Receipt {
-            mode: Mode::Any,
-            shard: shard.id,
-            epoch: Default::default(),
-            node: serving.node,
-            replica: group.replica(),
-            role,
-            served_by: ServedBy::Local,
-            term,
-            revision: Revision(0),
-            staleness_bound_us: None,
-            shard_time_ms: 0,
-            table_version: serving.tables.version(),
-        };
-        let receipt = match header.consistency {
-            Consistency::Linearizable => {
-                let grant = group.read_grant(header.strict, limit).await?;
-                Receipt {
-                    mode: Mode::Linearizable,
-                    role: grant.role,
-                    served_by: grant.served_by,
-                    term: grant.term,
-                    staleness_bound_us: grant.staleness_bound_us,
-                    ..receipt
-                }
-            }
-            Consistency::Any => {
-                group.check_whole()?;
-                receipt
-            }
-            Consistency::Session | Consistency::Bounded(_) => {
-                return Err(Error::refused(ErrorKind::Unimplemented));
-            }
-        };
-        let group_time_ms = group.group_time_ms();
-        let seen = serving.look(&shard, &group, header, key)?;
-        let receipt = Receipt {
-            epoch: seen.head.epoch,
-            revision: seen.head.revision,
-            shard_time_ms: seen.head.shard_time_ms(group_time_ms),
-            ..receipt
-        };
-        let value = seen.value;
-        Ok(v1::GetReply {
-            receipt: Some((&receipt).into()),
-            found: value.is_some(),
-            version: value.as_ref().map_or(0, |value| value.revision.0),
-            value_crc32: value.as_ref().map_or(0, |value| value.crc),
-            value: value.map(|value| value.value).unwrap_or_default(),
-        })
+        Self { serving, readers: Arc::default() }
     }
 }
 
 impl Serving {
-    fn locate(&self, key: &Bytes) -> Result<(Arc<Shard>, Arc<Group>), Error> {
-        let token = token_of(key);
-        if let Some(shard) = self.shards.find(token)
-            && let Ok(Some(head)) = self.shards.head(&shard)
-            && head.owns(token)
-            && let Some(group) = self.host.group(shard.group)
-        {
-            return Ok((shard, group));
-        }
-        // The table may give the shard to a group here whose first entry is still on its way.
-        if let Some(table) = self.tables.current()
-            && let Some(route) = table.shard_of(token)
-            && let Some(group) = self.host.group(route.group)
-        {
-            group.check_whole()?;
-            let reason = "the shard is being created".to_owned();
-            return Err(Error::refused(ErrorKind::NotReady { reason }));
-        }
-        Err(self.stale_route())
+    /// The shard that owns `token`, and its group, if they are here. Touches no disk (R3).
+    fn find(&self, token: Token) -> Option<(Arc<Shard>, Arc<Group>)> {
+        let shard = self.shards.find(token).filter(|shard| shard.owns(token))?;
+        let group = self.host.group(shard.group)?;
+        Some((shard, group))
     }
 
-    fn look(
-        &self,
-        shard: &Shard,
-        group: &Group,
-        header: &Header,
-        key: &Bytes,
-    ) -> Result<Seen, Error> {
-        match self.shards.read(shard, header.namespace, key) {
-            Ok(Some(seen)) => Ok(seen),
-            Ok(None) => Err(self.stale_route()),
-            Err(error) => {
-                group.distrust(&error.to_string());
-                Err(self.defect("a read failed", &error))
-            }
-        }
+    /// The table may give the shard to a group here whose first entry is still on its way.
+    fn coming(&self, token: Token) -> Option<Error> {
+        let group = self.tables.current()?.shard_of(token)?.group;
+        Some(self.host.group(group)?.check_whole().err().unwrap_or_else(|| {
+            let reason = "the shard is being created".to_owned();
+            Error::refused(ErrorKind::NotReady { reason })
+        }))
+    }
+
+    fn locate(&self, token: Token) -> Result<(Arc<Shard>, Arc<Group>), Error> {
+        self.find(token).ok_or_else(|| self.coming(token).unwrap_or_else(|| self.stale_route()))
     }
 
     fn stale_route(&self) -> Error {
@@ -241,57 +129,17 @@ impl Serving {
     }
 }
 
-/// The deadline that the caller set, by gRPC's own header: digits and a unit.
-fn deadline_of(metadata: &MetadataMap) -> Duration {
-    let parsed = metadata.get("grpc-timeout").and_then(|text| {
-        let text = text.to_str().ok()?;
-        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        let amount: u64 = digits.parse().ok()?;
-        Some(match unit {
-            "H" => Duration::from_secs(amount.saturating_mul(3600)),
-            "M" => Duration::from_secs(amount.saturating_mul(60)),
-            "S" => Duration::from_secs(amount),
-            "m" => Duration::from_millis(amount),
-            "u" => Duration::from_micros(amount),
-            "n" => Duration::from_nanos(amount),
-            _ => return None,
-        })
-    });
-    parsed.unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MOST)
-}
-
-/// Leaves time for the answer to travel before the caller's own clock runs out.
-fn working_limit(metadata: &MetadataMap) -> Duration {
-    let whole = deadline_of(metadata);
-    whole.saturating_sub((whole / 10).min(Duration::from_millis(200)))
-}
-
-/// Checks a key and copies it out of the request's buffer.
-fn key_of(key: &Bytes) -> Result<Bytes, Error> {
-    if key.is_empty() || key.len() > KEY_BYTES {
-        let message = format!("must have 1 to {KEY_BYTES} bytes, has {}", key.len());
-        return Err(Error::bad_request("key", message));
-    }
-    Ok(Bytes::copy_from_slice(key))
-}
-
-fn crc_of(value: &Bytes, told: Option<u32>) -> Result<u32, Error> {
-    if value.len() > VALUE_BYTES {
-        let message = format!("must have at most {VALUE_BYTES} bytes, has {}", value.len());
-        return Err(Error::bad_request("value", message));
-    }
-    let crc = crc32fast::hash(value);
-    match told {
-        Some(told) if told != crc => {
-            let message = format!("the value's checksum is {crc:08x}, the request says {told:08x}");
-            Err(Error::bad_request("value_crc32", message))
-        }
-        _ => Ok(crc),
-    }
-}
-
 fn refuse(error: Error) -> Status {
     status_of(&error)
+}
+
+fn answer<T>(result: Result<T, Error>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(refuse)
+}
+
+/// How long the work on a request may take, and what it says.
+fn opened<T>(request: Request<T>) -> (Duration, T) {
+    (admit::working_limit(request.metadata()), request.into_inner())
 }
 
 #[tonic::async_trait]
@@ -300,95 +148,90 @@ impl Kv for KvService {
         &self,
         request: Request<v1::PutRequest>,
     ) -> Result<Response<v1::WriteReply>, Status> {
-        let limit = working_limit(request.metadata());
-        let request = request.into_inner();
-        let header = header_of(request.header.as_ref()).map_err(refuse)?;
-        let key = key_of(&request.key).map_err(refuse)?;
-        let crc = crc_of(&request.value, request.value_crc32).map_err(refuse)?;
-        let namespace = header.namespace;
-        let op = Op::Put { namespace, key: key.clone(), crc, value: request.value };
-        self.write(&header, op, &key, limit).await.map(Response::new).map_err(refuse)
+        let (limit, request) = opened(request);
+        let ready = admit::put(request).map_err(refuse)?;
+        answer(self.write(ready, limit).await)
     }
 
     async fn cas(
         &self,
         request: Request<v1::CasRequest>,
     ) -> Result<Response<v1::WriteReply>, Status> {
-        let limit = working_limit(request.metadata());
-        let request = request.into_inner();
-        let header = header_of(request.header.as_ref()).map_err(refuse)?;
-        let key = key_of(&request.key).map_err(refuse)?;
-        let crc = crc_of(&request.value, request.value_crc32).map_err(refuse)?;
-        let expect = match request.expected_version {
-            Some(version) => Expect::Version(Revision(version)),
-            None => Expect::Absent,
-        };
-        let namespace = header.namespace;
-        let op = Op::Cas { namespace, key: key.clone(), expect, crc, value: request.value };
-        self.write(&header, op, &key, limit).await.map(Response::new).map_err(refuse)
+        let (limit, request) = opened(request);
+        let ready = admit::cas(request).map_err(refuse)?;
+        answer(self.write(ready, limit).await)
     }
 
     async fn delete(
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::WriteReply>, Status> {
-        let limit = working_limit(request.metadata());
-        let request = request.into_inner();
-        let header = header_of(request.header.as_ref()).map_err(refuse)?;
-        let key = key_of(&request.key).map_err(refuse)?;
-        let expect = request
-            .expected_version
-            .map_or(Expect::Anything, |version| Expect::Version(Revision(version)));
-        let op = Op::Delete { namespace: header.namespace, key: key.clone(), expect };
-        self.write(&header, op, &key, limit).await.map(Response::new).map_err(refuse)
+        let (limit, request) = opened(request);
+        let ready = admit::delete(request).map_err(refuse)?;
+        answer(self.write(ready, limit).await)
+    }
+
+    async fn incr(
+        &self,
+        request: Request<v1::IncrRequest>,
+    ) -> Result<Response<v1::IncrReply>, Status> {
+        let (limit, request) = opened(request);
+        let ready = admit::incr(request).map_err(refuse)?;
+        answer(self.count(ready, limit).await)
+    }
+
+    async fn batch(
+        &self,
+        request: Request<v1::BatchRequest>,
+    ) -> Result<Response<v1::BatchReply>, Status> {
+        let (limit, request) = opened(request);
+        let (ready, sets) = admit::batch(request).map_err(refuse)?;
+        answer(self.write_all(ready, sets, limit).await)
+    }
+
+    async fn open_writer(
+        &self,
+        request: Request<v1::OpenWriterRequest>,
+    ) -> Result<Response<v1::OpenWriterReply>, Status> {
+        let (limit, request) = opened(request);
+        let ready = admit::open_writer(&request).map_err(refuse)?;
+        answer(self.open(ready, limit).await)
+    }
+
+    async fn close_writer(
+        &self,
+        request: Request<v1::CloseWriterRequest>,
+    ) -> Result<Response<v1::CloseWriterReply>, Status> {
+        let (limit, request) = opened(request);
+        let ready = admit::close_writer(&request).map_err(refuse)?;
+        answer(self.close(ready, limit).await)
+    }
+
+    async fn op_status(
+        &self,
+        request: Request<v1::OpStatusRequest>,
+    ) -> Result<Response<v1::OpStatusReply>, Status> {
+        let (limit, request) = opened(request);
+        let ready = admit::op_status(&request).map_err(refuse)?;
+        answer(self.status(ready, limit).await)
     }
 
     async fn get(
         &self,
         request: Request<v1::GetRequest>,
     ) -> Result<Response<v1::GetReply>, Status> {
-        let limit = working_limit(request.metadata());
-        let request = request.into_inner();
+        let (limit, request) = opened(request);
         let header = header_of(request.header.as_ref()).map_err(refuse)?;
-        let key = key_of(&request.key).map_err(refuse)?;
-        self.read(&header, &key, limit).await.map(Response::new).map_err(refuse)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn deadlines_follow_grpc_and_have_a_limit() {
-        let mut metadata = MetadataMap::new();
-        assert_eq!(deadline_of(&metadata), DEADLINE_DEFAULT);
-        for (text, expected) in [
-            ("100m", Duration::from_millis(100)),
-            ("2S", Duration::from_secs(2)),
-            ("99999999H", DEADLINE_MOST),
-            ("5u", Duration::from_micros(5)),
-            ("nonsense", DEADLINE_DEFAULT),
-            ("S", DEADLINE_DEFAULT),
-        ] {
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            assert_eq!(deadline_of(&metadata), expected, "{text}");
-        }
+        admit::check_key("key", &request.key).map_err(refuse)?;
+        answer(self.read(&header, &request.key, limit).await)
     }
 
-    #[test]
-    fn bad_input_names_field_and_limit() {
-        let field = |error: Error| match error.kind {
-            ErrorKind::BadRequest { field, message } => (field, message),
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(field(key_of(&Bytes::new()).unwrap_err()).0, "key");
-        let long = Bytes::from(vec![0; KEY_BYTES + 1]);
-        assert!(field(key_of(&long).unwrap_err()).1.contains("4096"));
-        let big = Bytes::from(vec![0; VALUE_BYTES + 1]);
-        assert_eq!(field(crc_of(&big, None).unwrap_err()).0, "value");
-        let value = Bytes::from_static(b"v");
-        assert_eq!(field(crc_of(&value, Some(1)).unwrap_err()).0, "value_crc32");
-        assert!(crc_of(&value, Some(crc32fast::hash(b"v"))).is_ok());
+    async fn multi_get(
+        &self,
+        request: Request<v1::MultiGetRequest>,
+    ) -> Result<Response<v1::MultiGetReply>, Status> {
+        let (limit, request) = opened(request);
+        let header = admit::multi_get(&request).map_err(refuse)?;
+        answer(self.read_many(&header, &request.keys, limit).await)
     }
 }

@@ -2,8 +2,9 @@
 //! them.
 //!
 //! Each group has one [`ShardMachine`]; all of them share one [`Shards`], in which readers find a
-//! shard by token. `judge` says what an operation does to a key, `snapshot` how shards leave and
-//! enter, `graves` what becomes of data that no record names any more.
+//! shard by token. `apply` carries out an entry, `judge` says what a mutation does to its keys,
+//! `records` how shards' records lie in the engine, `snapshot` how shards leave and enter, `graves` what
+//! becomes of data that no record names any more.
 //!
 //! # Invariants
 //!
@@ -11,30 +12,34 @@
 //!   of the key, and it is refused at apply, whatever any route said.
 //! - One operation that changes something takes one revision of its shard (W1); no change, no
 //!   revision.
-//! - An answer's data and revision are read at one point (R3): the key and the head of the record,
-//!   in one read of the engine.
+//! - A named mutation takes effect once (W3): its shard's writer table is part of the shard's record,
+//!   changed by the batch of the data and sent with them.
+//! - An answer's data, revision, epoch and shard time are read at one point (R3): the keys, the head of
+//!   the record and the row of the group, in one read of the engine.
 //! - A reader holds its [`Shard`] from check to last byte (E6); until then its data stay. A head that
 //!   names another prefix than the one that was read means that the shard was switched under the read:
 //!   it starts over.
 
+mod apply;
 mod graves;
 mod judge;
+mod records;
 mod snapshot;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use annulus_engine::key::{self, Prefix};
 use annulus_engine::{Batch, Engine, EngineError, Row};
+use annulus_raft::machine::{group_time_of, state_key};
 use annulus_raft::{Applying, FileSpec, Import, Machine, Operation};
-use annulus_types::{GroupId, NamespaceId, Revision, ShardId, Token, token_of};
+use annulus_types::{GroupId, NamespaceId, ShardId, Token, token_of};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use self::graves::Graves;
-use self::judge::{Known, apply_to_key};
-use crate::operation::{Op, Outcome};
-use crate::stored::{Head, VALUE_HEADER, Value};
+use crate::stored::{Head, Value};
+use crate::writers::Writers;
 
 /// A shard that this node hosts. Never changes; a switched shard is another value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,16 @@ pub struct Shard {
     pub group: GroupId,
     prefix: Prefix,
     first: u16,
+    count: u16,
+}
+
+impl Shard {
+    /// Whether its run holds `token`. The record that is read with the data has the last word.
+    #[must_use]
+    pub fn owns(&self, token: Token) -> bool {
+        let micro = token.micro_slice();
+        micro >= self.first && micro - self.first < self.count
+    }
 }
 
 /// What one read saw, all at one point.
@@ -54,6 +69,25 @@ pub struct Seen {
     pub head: Head,
     /// The value, if the key exists.
     pub value: Option<Value>,
+}
+
+/// What one read of several keys of a shard saw, all at one point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenAll {
+    /// The head of the shard's record.
+    pub head: Head,
+    /// The shard's time, milliseconds (W5).
+    pub shard_time_ms: u64,
+    /// The values of the leading keys; `None` where a key does not exist.
+    pub values: Vec<Option<Value>>,
+}
+
+impl SeenAll {
+    /// Bytes of all values.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.values.iter().flatten().map(|value| value.value.len()).sum()
+    }
 }
 
 /// All shards of this node, by their first micro-slice.
@@ -110,7 +144,7 @@ impl Shards {
     /// # Errors
     /// As the engine says.
     pub fn head(&self, shard: &Shard) -> Result<Option<Head>, EngineError> {
-        let head_key = key::record(shard.group, shard.id, 0, &[]);
+        let head_key = records::head_key(shard.group, shard.id);
         let found = self.engine.get(&[&head_key])?.into_iter().next().flatten();
         found.map(Head::decode).transpose().map_err(unreadable)
     }
@@ -126,23 +160,52 @@ impl Shards {
         namespace: NamespaceId,
         user_key: &[u8],
     ) -> Result<Option<Seen>, EngineError> {
-        let token = token_of(user_key);
-        let head_key = key::record(shard.group, shard.id, 0, &[]);
-        let data_key = key::data(shard.prefix, namespace, token, user_key);
-        let mut found = self.engine.get(&[&head_key, &data_key])?.into_iter();
-        let (head, value) = (found.next().flatten(), found.next().flatten());
+        let seen = self.read_all(shard, namespace, &[user_key], usize::MAX)?;
+        Ok(seen.map(|SeenAll { head, values, .. }| Seen {
+            head,
+            value: values.into_iter().next().flatten(),
+        }))
+    }
+
+    /// Reads keys of a shard, until the stored values have `bytes_most` bytes together, but at least the
+    /// first: fewer values than keys mean that the rest was left out. `None` when the shard was switched or
+    /// does not own all of the keys: look them up again.
+    ///
+    /// # Errors
+    /// As [`Shards::read`].
+    pub fn read_all(
+        &self,
+        shard: &Shard,
+        namespace: NamespaceId,
+        user_keys: &[&[u8]],
+        bytes_most: usize,
+    ) -> Result<Option<SeenAll>, EngineError> {
+        let tokens: Vec<Token> = user_keys.iter().map(|user_key| token_of(user_key)).collect();
+        let data: Vec<Bytes> = user_keys
+            .iter()
+            .zip(&tokens)
+            .map(|(user_key, token)| key::data(shard.prefix, namespace, *token, user_key))
+            .collect();
+        let data: Vec<&[u8]> = data.iter().map(AsRef::as_ref).collect();
+        let head_key = records::head_key(shard.group, shard.id);
+        let state_key = state_key(shard.group);
+        let found = self.engine.get_within(&[&head_key, &state_key], &data, bytes_most)?;
+        let mut found = found.into_iter();
+        let (head, state) = (found.next().flatten(), found.next().flatten());
         let Some(head) = head else { return Ok(None) };
         let head = Head::decode(head).map_err(unreadable)?;
-        if head.prefix != shard.prefix || !head.owns(token) {
+        if head.prefix != shard.prefix || !tokens.iter().all(|token| head.owns(*token)) {
             return Ok(None);
         }
-        let value = value.map(Value::decode).transpose().map_err(unreadable)?;
-        if let Some(value) = &value
-            && crc32fast::hash(&value.value) != value.crc
-        {
-            return Err(unreadable("a value does not match its checksum"));
-        }
-        Ok(Some(Seen { head, value }))
+        let shard_time_ms = head.shard_time_ms(group_time_of(state.as_deref())?);
+        let values = found.map(checked).collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(SeenAll { head, shard_time_ms, values }))
+    }
+
+    /// Whether reads may wait on a disk.
+    #[must_use]
+    pub fn may_block(&self) -> bool {
+        self.engine.may_block()
     }
 
     /// Takes a prefix that was never used on this node. The number is stored before it is used, in a
@@ -189,6 +252,17 @@ impl Shards {
     }
 }
 
+/// A stored value, whole.
+fn checked(stored: Option<Bytes>) -> Result<Option<Value>, EngineError> {
+    let value = stored.map(Value::decode).transpose().map_err(unreadable)?;
+    if let Some(value) = &value
+        && crc32fast::hash(&value.value) != value.crc
+    {
+        return Err(unreadable("a value does not match its checksum"));
+    }
+    Ok(value)
+}
+
 /// The replicated machine of one group's shards.
 pub struct ShardMachine {
     group: GroupId,
@@ -196,9 +270,14 @@ pub struct ShardMachine {
     applied: Mutex<Applied>,
 }
 
-#[derive(Default)]
+/// A shard's record as the last entry has left it.
+struct Held {
+    head: Head,
+    writers: Writers,
+}
+
 struct Applied {
-    heads: BTreeMap<ShardId, Head>,
+    held: BTreeMap<ShardId, Held>,
     /// Shards of the batch in the making.
     created: Vec<Shard>,
 }
@@ -209,57 +288,26 @@ impl ShardMachine {
     /// # Errors
     /// As the engine says, or when a record does not decode.
     pub fn open(group: GroupId, shards: Arc<Shards>) -> Result<Arc<Self>, EngineError> {
-        let mut applied = Applied::default();
-        // A group holds at most every shard; a record has one row so far.
-        let rows = shards.engine.rows(key::records_range(group), usize::MAX)?;
-        for (record, head) in rows {
-            let Some(id) = record.get(9..17).and_then(|id| <[u8; 8]>::try_from(id).ok()) else {
-                return Err(unreadable("a record's key is cut short"));
-            };
-            let id = ShardId(u64::from_be_bytes(id));
-            let head = Head::decode(head).map_err(unreadable)?;
-            applied.heads.insert(id, head);
-            shards.by_first.write().insert(head.first, Arc::new(shard_of(group, id, &head)));
+        let held = records::load(shards.engine.as_ref(), group)?;
+        {
+            let mut by_first = shards.by_first.write();
+            for (shard, Held { head, .. }) in &held {
+                by_first.insert(head.first, Arc::new(shard_of(group, *shard, head)));
+            }
         }
+        let applied = Applied { held, created: Vec::new() };
         Ok(Arc::new(Self { group, shards, applied: Mutex::new(applied) }))
     }
 
     /// The shards that the group hosts here.
     #[must_use]
     pub fn hosted(&self) -> Vec<ShardId> {
-        self.applied.lock().heads.keys().copied().collect()
-    }
-
-    /// What the engine holds now for the keys that `ops` name.
-    fn known(
-        &self,
-        heads: &BTreeMap<ShardId, Head>,
-        ops: &[(ShardId, Option<Op>)],
-    ) -> Result<HashMap<Bytes, Option<Known>>, EngineError> {
-        let keys: Vec<Bytes> = ops
-            .iter()
-            .filter_map(|(shard, op)| Some(op.as_ref()?.physical(heads.get(shard)?.prefix)?.1))
-            .collect();
-        let borrowed: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
-        let values = self.shards.engine.get(&borrowed)?;
-        let mut known = HashMap::with_capacity(keys.len());
-        for (physical, value) in keys.into_iter().zip(values) {
-            let value = match value {
-                None => None,
-                Some(bytes) => {
-                    let held = (bytes.len() - VALUE_HEADER.min(bytes.len())) as u64;
-                    let version = Value::decode(bytes).map_err(unreadable)?.revision;
-                    Some(Known { version, bytes: held })
-                }
-            };
-            known.insert(physical, value);
-        }
-        Ok(known)
+        self.applied.lock().held.keys().copied().collect()
     }
 }
 
 fn shard_of(group: GroupId, id: ShardId, head: &Head) -> Shard {
-    Shard { id, group, prefix: head.prefix, first: head.first }
+    Shard { id, group, prefix: head.prefix, first: head.first, count: head.count }
 }
 
 impl Machine for ShardMachine {
@@ -269,65 +317,7 @@ impl Machine for ShardMachine {
         operations: Vec<Operation>,
         batch: &mut Batch,
     ) -> Result<Vec<Bytes>, EngineError> {
-        let mut applied = self.applied.lock();
-        let Applied { heads, created } = &mut *applied;
-        // Bytes that do not decode were proposed by a newer version than this one knows, or are a
-        // defect; refusing them is the same on every replica of this version (W8).
-        let ops: Vec<(ShardId, Option<Op>)> =
-            operations.into_iter().map(|op| (op.shard, Op::decode(op.body).ok())).collect();
-        let mut known = self.known(heads, &ops)?;
-        let mut changed = BTreeMap::new();
-        let mut replies = Vec::with_capacity(ops.len());
-        for (shard, op) in ops {
-            let outcome = match (op, heads.get_mut(&shard)) {
-                (Some(Op::Create { first, count, epoch }), None) => {
-                    let prefix = self.shards.take_prefix()?;
-                    let head = Head {
-                        prefix,
-                        first,
-                        count,
-                        revision: Revision(0),
-                        epoch,
-                        time_offset_ms: 0,
-                        keys: 0,
-                        bytes: 0,
-                    };
-                    heads.insert(shard, head);
-                    created.push(shard_of(self.group, shard, &head));
-                    changed.insert(shard, ());
-                    let shard_time_ms = head.shard_time_ms(at.group_time_ms);
-                    Outcome::Done {
-                        version: Revision(0),
-                        revision: Revision(0),
-                        epoch,
-                        shard_time_ms,
-                    }
-                }
-                (Some(op), Some(head)) => match op.physical(head.prefix) {
-                    Some((token, physical)) if head.owns(token) => {
-                        let found = known.get(&physical).copied().flatten();
-                        let time = head.shard_time_ms(at.group_time_ms);
-                        let before = head.revision;
-                        let slot = physical.clone();
-                        let (outcome, now) = apply_to_key(op, physical, found, head, time, batch);
-                        known.insert(slot, now);
-                        if head.revision != before {
-                            changed.insert(shard, ());
-                        }
-                        outcome
-                    }
-                    _ => Outcome::NotHere,
-                },
-                _ => Outcome::NotHere,
-            };
-            replies.push(outcome.encode());
-        }
-        for shard in changed.into_keys() {
-            if let Some(head) = heads.get(&shard) {
-                batch.put(key::record(self.group, shard, 0, &[]), head.encode());
-            }
-        }
-        Ok(replies)
+        self.apply_entry(at, operations, batch)
     }
 
     fn batch_visible(&self) {
@@ -342,7 +332,7 @@ impl Machine for ShardMachine {
     }
 
     fn files(&self) -> Vec<FileSpec> {
-        snapshot::files(self.group, &self.applied.lock().heads)
+        snapshot::files(self.group, &self.applied.lock().held)
     }
 
     fn export(&self, file: u64, row: Row) -> Result<Row, EngineError> {
@@ -353,11 +343,10 @@ impl Machine for ShardMachine {
         Box::new(snapshot::Incoming::new(self))
     }
 
-    fn destroy(&self, batch: &mut Batch) {
+    /// The records are rows of the group, and go with them: only what is in memory is forgotten here.
+    fn destroy(&self, _batch: &mut Batch) {
         let mut applied = self.applied.lock();
-        for shard in std::mem::take(&mut applied.heads).into_keys() {
-            batch.delete(key::record(self.group, shard, 0, &[]));
-        }
+        applied.held.clear();
         applied.created.clear();
         // Readers find none of them any more; their data go when the last one has gone (E6).
         self.shards.switch(self.group, Vec::new());

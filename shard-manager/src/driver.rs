@@ -1,37 +1,52 @@
-//! What the leader of group 0 does: makes the planned cluster, then keeps telling every node the
-//! table until it says that it holds it.
+//! What the leader of group 0 does without being asked: a thin task around pure parts.
 //!
-//! Level-triggered: each round looks at what is and does what is missing, so that a new leader needs
-//! no memory of the old one. Every push names the era and term of the manager (H6) and the life of
-//! the folder that it is meant for (N1); nodes refuse what is older or meant for another life.
+//! Each round looks at the stored state and at what was seen in this term, and does what is
+//! missing: makes the planned cluster, finds silent nodes, carries moves on
+//! ([`crate::executor`]), makes plans ([`crate::schedule`]), and tells every
+//! node the table until it says that it holds it. So a new leader needs no memory of the old one.
+//!
+//! Everything that leaves names the era and term of the manager (H6) and the life of the folder
+//! that it is meant for (N1); nodes refuse what is older or meant for another life. Proposals are
+//! made one after another and waited for, so that the next round looks at a state that has them.
+//! What else a round found for a group is left to the next round when a proposal about the group is
+//! refused; other groups go on. A proposal that fails otherwise ends the round.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_proto::v1;
-use annulus_proto::v1::peer_client::PeerClient;
+use annulus_proto::v1::manager_command::Command;
 use annulus_raft::{Group, Host};
 use annulus_runtime::Env;
-use annulus_types::limits::DECODE_BYTES;
-use annulus_types::{NodeId, Role, ShardId, TableVersion};
-use tonic::transport::Channel;
+use annulus_types::{Error, ErrorKind};
 
-use crate::machine::{ManagerMachine, ManagerState, bootstrap};
+use crate::executor::{self, Action, Now};
+use crate::machine::ManagerMachine;
+use crate::manager::Manager;
+use crate::schedule::Schedule;
+use crate::sight::{SILENT_MS, Sight};
+use crate::state::{StateExt, from_plan, id_of, is_up};
 
-/// Between two rounds while nothing changes.
+/// Between two rounds.
 const ROUND: Duration = Duration::from_millis(100);
-/// A node that does not answer a push for this long is tried again in a later round.
-const PUSH_LIMIT: Duration = Duration::from_secs(5);
+/// A new leader that is not able to vouch for its state within this tries again.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub struct Driver {
-    env: Env,
-    host: Arc<Host>,
-    group: Arc<Group>,
-    machine: Arc<ManagerMachine>,
+    manager: Arc<Manager>,
     /// The plan of the birth, if this node was told one.
     plan: Option<v1::Plan>,
+}
+
+/// What a round found to do.
+struct Found {
+    proposals: Vec<v1::ManagerCommand>,
+    actions: Vec<Action>,
+    /// The tables that nodes said they hold, and when they did.
+    told: BTreeMap<u32, (u64, u64)>,
+    now: Now,
 }
 
 impl Driver {
@@ -44,89 +59,185 @@ impl Driver {
         machine: Arc<ManagerMachine>,
         plan: Option<v1::Plan>,
     ) -> Self {
-        Self { env, host, group, machine, plan }
+        Self { manager: Arc::new(Manager::new(env, host, group, machine)), plan }
+    }
+
+    /// The handle for this node's services.
+    #[must_use]
+    pub fn manager(&self) -> Arc<Manager> {
+        Arc::clone(&self.manager)
     }
 
     /// Runs until the node stops.
     pub async fn run(self) {
         let mut ticker = tokio::time::interval(ROUND);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut held: BTreeMap<NodeId, TableVersion> = BTreeMap::new();
-        let mut channels: BTreeMap<NodeId, (String, Channel)> = BTreeMap::new();
+        let mut schedule = Schedule::default();
         let mut led_in = 0;
-        while !self.env.tasks.is_stopping() {
+        while !self.manager.env.tasks.is_stopping() {
             ticker.tick().await;
-            let (role, term) = self.group.role();
-            if role != Role::Leader {
-                continue;
-            }
+            let Ok(term) = self.manager.leading() else { continue };
             if term != led_in {
-                // A new term trusts nothing that an earlier one was told.
-                held.clear();
-                led_in = term;
-            }
-            let state = self.machine.watch().borrow().clone();
-            let Some(state) = state else {
-                self.make().await;
-                continue;
-            };
-            for node in &state.plan.nodes {
-                let Some(info) = &node.info else { continue };
-                let id = NodeId(info.id);
-                if held.get(&id) == Some(&state.table.version) {
+                // Only what every earlier leader stored may be acted on.
+                if self.manager.group.read_grant(false, CATCH_UP_LIMIT).await.is_err() {
                     continue;
                 }
-                match self.push(&state, node, term, &mut channels).await {
-                    Some(version) => drop(held.insert(id, version)),
-                    None => drop(channels.remove(&id)),
-                }
+                led_in = term;
+                schedule = Schedule::default();
+                self.manager.forget_pushes();
+            }
+            match self.manager.machine.state() {
+                None => self.make().await,
+                Some(state) => self.round(&state, term, &mut schedule).await,
             }
         }
     }
 
     async fn make(&self) {
         let Some(plan) = &self.plan else { return };
-        let proposed = self.group.propose(ShardId(0), bootstrap(plan), PUSH_LIMIT).await;
-        match proposed {
+        let first = match from_plan(plan) {
+            Ok(first) => first,
+            Err(error) => {
+                tracing::error!(%error, "no cluster can be made from the plan of the birth");
+                return;
+            }
+        };
+        match self.manager.propose(Command::Bootstrap(first)).await {
             Ok(_) => tracing::info!("the cluster is made"),
             Err(error) => tracing::info!(%error, "the cluster is not made yet"),
         }
     }
 
-    async fn push(
-        &self,
-        state: &ManagerState,
-        node: &v1::PlannedNode,
-        term: u64,
-        channels: &mut BTreeMap<NodeId, (String, Channel)>,
-    ) -> Option<TableVersion> {
-        let id = NodeId(node.info.as_ref()?.id);
-        let addr = self.host.book().find(id)?.peer_addr;
-        let channel = match channels.get(&id) {
-            Some((known, channel)) if *known == addr => channel.clone(),
-            _ => {
-                let connecting = annulus_raft::channel(&self.env, &addr);
-                let limit = Duration::from_millis(500);
-                let channel = tokio::time::timeout(limit, connecting).await.ok()?.ok()?;
-                channels.insert(id, (addr, channel.clone()));
-                channel
+    async fn round(&self, state: &Arc<v1::ManagerState>, term: u64, schedule: &mut Schedule) {
+        let Ok(found) = self.look(state, term, schedule) else { return };
+        self.manager.push_table(state, term, &found.told, found.now.mono_ms);
+        let mut skipped = BTreeSet::new();
+        for action in found.actions {
+            let group = group_of(state, &action);
+            if group.is_some_and(|group| skipped.contains(&group)) {
+                continue;
             }
-        };
-        let request = v1::PushRequest {
-            era: state.plan.era,
-            term,
-            node: id.0,
-            incarnation: node.incarnation,
-            table: Some(v1::RoutingTable::from(&state.table)),
-        };
-        let mut client = PeerClient::new(channel).max_encoding_message_size(DECODE_BYTES);
-        match tokio::time::timeout(PUSH_LIMIT, client.push(request)).await {
-            Ok(Ok(reply)) => Some(TableVersion(reply.into_inner().table_version)),
-            Ok(Err(status)) => {
-                tracing::info!(peer = %id, why = status.message(), "a node refused the table");
-                None
+            match action {
+                Action::Tell(tell) => self.manager.send(tell, (state.era, term)),
+                Action::Propose(command) => match self.propose(command).await {
+                    Ok(()) => {}
+                    Err(error) if is_refusal(&error) => skipped.extend(group),
+                    Err(_) => return,
+                },
             }
-            Err(_) => None,
         }
+        for command in found.proposals {
+            if self.propose(command).await.is_err() {
+                schedule.again();
+                return;
+            }
+        }
+    }
+
+    /// Looks at everything; does nothing yet.
+    fn look(
+        &self,
+        state: &Arc<v1::ManagerState>,
+        term: u64,
+        schedule: &mut Schedule,
+    ) -> Result<Found, Error> {
+        let (desk, now) = self.manager.desk(term)?;
+        let told = state
+            .nodes
+            .iter()
+            .filter_map(|node| Some((id_of(node), desk.sight.table_version(node)?)))
+            .collect();
+        let silent = silent(state, &desk.sight, now.mono_ms);
+        let actions = executor::next(state, &desk.sight, now);
+        let quiet = silent.is_empty() && !actions.iter().any(|a| matches!(a, Action::Propose(_)));
+        let proposals = if quiet {
+            let damaged = desk.sight.damaged(state);
+            schedule.next(state, &damaged, now.group_ms)
+        } else {
+            // What is planned shall be planned from the state that these lead to.
+            silent
+        };
+        Ok(Found { proposals, actions, told, now })
+    }
+
+    async fn propose(&self, command: v1::ManagerCommand) -> Result<(), Error> {
+        let Some(command) = command.command else { return Ok(()) };
+        let proposed = self.manager.propose(command).await;
+        proposed.map(drop).inspect_err(|error| {
+            tracing::info!(%error, "a change of the cluster was not made");
+        })
+    }
+}
+
+/// The group that an action is about, if it is one: a group has one move under way.
+fn group_of(state: &v1::ManagerState, action: &Action) -> Option<u64> {
+    match action {
+        Action::Tell(tell) => Some(tell.group),
+        Action::Propose(command) => match &command.command {
+            Some(Command::Advance(step)) => {
+                let mut moves = state.unfinished();
+                moves.find(|known| known.id == step.id).map(|known| known.group)
+            }
+            Some(Command::Note(told)) => told.group,
+            _ => None,
+        },
+    }
+}
+
+/// Whether the state refused the change, rather than that nothing can be stored now.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind, ErrorKind::NotReady { .. } | ErrorKind::BadRequest { .. })
+}
+
+/// Nodes that are up in the state and were not heard for too long.
+fn silent(state: &v1::ManagerState, sight: &Sight, now_ms: u64) -> Vec<v1::ManagerCommand> {
+    let up = state.nodes.iter().filter(|node| is_up(node));
+    up.filter(|node| sight.silent_ms(node, now_ms) >= SILENT_MS)
+        .map(|node| {
+            let silent = v1::NodeSilent { node: id_of(node), incarnation: node.incarnation };
+            v1::ManagerCommand { command: Some(Command::Silent(silent)) }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{plan_of, put};
+
+    #[test]
+    fn a_refused_proposal_holds_up_its_own_group_only() {
+        let mut state = from_plan(&plan_of(4)).unwrap();
+        let step = |group: &v1::GroupRecord| v1::Move {
+            group: group.id,
+            from: Some(group.members[0]),
+            ..Default::default()
+        };
+        let moves: Vec<v1::Move> = state.groups.iter().take(2).map(step).collect();
+        let table_version = state.table_version;
+        let plan = v1::AddMoves { plan: 1, table_version, moves, ..Default::default() };
+        put(&mut state, Command::AddMoves(plan), 5).unwrap();
+        let about = |command| {
+            let command = Some(command);
+            group_of(&state, &Action::Propose(v1::ManagerCommand { command }))
+        };
+        for (step, group) in state.moves.iter().zip(&state.groups) {
+            let advance = v1::AdvanceMove { id: step.id, ..Default::default() };
+            assert_eq!(about(Command::Advance(advance)), Some(group.id));
+        }
+        assert_eq!(about(Command::Observe(v1::ObserveGroups::default())), None);
+        let tell = crate::sight::Tell {
+            node: 1,
+            incarnation: 7,
+            group: 44,
+            generation: 1,
+            command: v1::command_request::Command::Create(v1::CreateReplica { replica: 3 }),
+        };
+        assert_eq!(group_of(&state, &Action::Tell(tell)), Some(44));
+
+        let stale = Error::from(&crate::command::Refusal::Stale("it went on".to_owned()));
+        assert!(is_refusal(&stale));
+        assert!(!is_refusal(&Error::refused(ErrorKind::NotLeader { leader: None })));
+        assert!(!is_refusal(&Error::unknown(ErrorKind::OutcomeUnknown)));
     }
 }

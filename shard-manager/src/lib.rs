@@ -1,18 +1,40 @@
-//! The shard manager: Raft group 0, which keeps the routing table.
+//! The shard manager: Raft group 0, which keeps the routing table and makes it come true.
 //!
-//! It plans the placement of a new cluster from nodes and settings alone, and tells every node what
-//! it holds. The data path never needs it: nodes keep the table on disk, and groups decide for
-//! themselves who leads and what they host.
+//! It knows the nodes and what each group shall look like, plans the way there, and carries plans
+//! out step by step. The data path never needs it: nodes keep the table on disk, and groups decide
+//! for themselves who leads and what they host (H7).
 //!
-//! [`plan`] is pure: from a plan of the birth to a table. [`machine`] is group 0's replicated
-//! machine. [`driver`] runs on whichever node leads group 0 and pushes the table.
+//! Three things are kept apart. What is *wanted and stored* is the [`state`], changed by
+//! [`command`]s only. What is *seen* is the [`sight`] of the leader of the moment. What is *done*
+//! follows from both: [`executor`] for moves that are under way, [`schedule`] and [`planner`] for
+//! new ones. All of these are pure; [`machine`] puts the state into group 0, [`manager`] and
+//! [`driver`] put it to work.
+//!
+//! Reading order: [`plan`] (from the plan of a birth to a table), [`state`], [`command`],
+//! [`machine`], [`sight`], [`executor`], [`planner`], [`planning`], [`voters`], [`schedule`],
+//! [`manager`], `operators`, `courier`, [`driver`], [`adopt`] (a manager that lost its memory).
 
+pub mod adopt;
+pub mod command;
+mod courier;
 pub mod driver;
+pub mod executor;
 pub mod machine;
+pub mod manager;
+mod operators;
 pub mod plan;
+pub mod planner;
+pub mod planning;
+pub mod schedule;
+pub mod sight;
+pub mod state;
+#[cfg(test)]
+mod testing;
+pub mod voters;
 
 pub use driver::Driver;
 pub use machine::ManagerMachine;
+pub use manager::Manager;
 pub use plan::{PlanError, table_of};
 
 use annulus_types::ids::allocated_id;

@@ -1,14 +1,19 @@
-//! Group 0's replicated machine: the plan of the birth and the routing table.
+//! Group 0's replicated machine: the manager's state and the commands that change it.
 //!
 //! ```text
-//! operation   kind u8 = 1 | Plan (protobuf)                    bootstrap
-//! reply       0: taken, 1: the cluster exists already, 2: refused
-//! state       version u8 = 1 | Plan (protobuf)                 the table follows from it
+//! operation   ManagerCommand (protobuf)
+//! reply       ManagerOutcome (protobuf)
+//! state       version u8 = 2 | ManagerState (protobuf)
 //! snapshot    one file, with at most one row: `state` -> state
 //! ```
 //!
-//! Invariant: the first bootstrap that commits makes the cluster; every later one changes nothing,
-//! so that whoever leads may propose it again.
+//! What a command means is the business of [`command`](crate::command); here it is carried from the
+//! log to the engine and to those who wait. The state is one row, written whole: it is small, and
+//! it changes only when something about the cluster does.
+//!
+//! Invariants: what [`ManagerMachine::state`] shows is in the engine. The first bootstrap that
+//! commits makes the cluster, every later one is refused, so that whoever leads may propose it
+//! again. A command that does not decode is refused like any other, by every replica alike (W8).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,42 +21,57 @@ use std::sync::Arc;
 use annulus_engine::{Batch, Engine, EngineError, Row, key};
 use annulus_proto::v1;
 use annulus_raft::{Applying, FileSpec, Import, Machine, Operation};
-use annulus_types::{GroupId, RoutingTable, ShardId};
+use annulus_types::{Error, GroupId, ShardId};
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::watch;
 
-use crate::plan::table_of;
+use crate::command::{Outcome, Refusal, apply};
 
-const BOOTSTRAP: u8 = 1;
-const STATE_VERSION: u8 = 1;
+const STATE_VERSION: u8 = 2;
 /// The one file of a snapshot, and the one row in it.
 const FILE: u64 = 0;
 const STATE_ROW: &[u8] = b"state";
 
-/// The operation that makes the cluster.
+/// A command as an operation.
 #[must_use]
-pub fn bootstrap(plan: &v1::Plan) -> Bytes {
-    let mut out = BytesMut::with_capacity(1 + plan.encoded_len());
-    out.put_u8(BOOTSTRAP);
-    out.put_slice(&plan.encode_to_vec());
-    out.freeze()
+pub fn operation_of(command: &v1::ManagerCommand) -> Bytes {
+    Bytes::from(command.encode_to_vec())
 }
 
-/// What the manager has decided.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ManagerState {
-    /// The plan of the birth.
-    pub plan: v1::Plan,
-    /// The table that follows from it.
-    pub table: RoutingTable,
+/// What the machine's reply to a command says.
+///
+/// # Errors
+/// The refusal; nothing was changed.
+pub fn outcome_of(reply: Bytes) -> Result<Outcome, Error> {
+    let Ok(outcome) = v1::ManagerOutcome::decode(reply) else {
+        // The change is made: the reply came from an applied entry.
+        return Ok(Outcome::default());
+    };
+    match outcome.refused {
+        Some(detail) => Err(Error::from(detail)),
+        None => Ok(Outcome { id: outcome.id, decisions: outcome.decisions }),
+    }
+}
+
+fn reply_of(result: &Result<Outcome, Refusal>) -> Bytes {
+    let reply = match result {
+        Ok(Outcome { id, decisions }) => {
+            v1::ManagerOutcome { id: *id, decisions: decisions.clone(), refused: None }
+        }
+        Err(refusal) => {
+            let refused = v1::ErrorDetail::from(&Error::from(refusal));
+            v1::ManagerOutcome { refused: Some(refused), ..Default::default() }
+        }
+    };
+    Bytes::from(reply.encode_to_vec())
 }
 
 /// See the module.
 pub struct ManagerMachine {
-    state: watch::Sender<Option<Arc<ManagerState>>>,
-    next: Mutex<Option<Arc<ManagerState>>>,
+    state: watch::Sender<Option<Arc<v1::ManagerState>>>,
+    next: Mutex<Option<Arc<v1::ManagerState>>>,
 }
 
 fn state_key() -> Bytes {
@@ -62,13 +82,19 @@ fn unreadable(reason: impl std::fmt::Display) -> EngineError {
     EngineError::Failed { action: "read the manager's state", reason: reason.to_string() }
 }
 
-fn decode(stored: &Bytes) -> Result<ManagerState, EngineError> {
+fn decode(stored: &Bytes) -> Result<v1::ManagerState, EngineError> {
     if stored.first() != Some(&STATE_VERSION) {
         return Err(unreadable("unknown version"));
     }
-    let plan = v1::Plan::decode(stored.slice(1..)).map_err(unreadable)?;
-    let table = table_of(&plan).map_err(unreadable)?;
-    Ok(ManagerState { plan, table })
+    v1::ManagerState::decode(stored.slice(1..)).map_err(unreadable)
+}
+
+fn encode(state: &v1::ManagerState) -> Bytes {
+    let body = state.encode_to_vec();
+    let mut stored = BytesMut::with_capacity(1 + body.len());
+    stored.put_u8(STATE_VERSION);
+    stored.put_slice(&body);
+    stored.freeze()
 }
 
 impl ManagerMachine {
@@ -82,41 +108,53 @@ impl ManagerMachine {
         Ok(Arc::new(Self { state: watch::Sender::new(state), next: Mutex::new(None) }))
     }
 
+    /// The state as applied here; `None` before the cluster is made.
+    #[must_use]
+    pub fn state(&self) -> Option<Arc<v1::ManagerState>> {
+        self.state.borrow().clone()
+    }
+
     /// The state, as it changes.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<Option<Arc<ManagerState>>> {
+    pub fn watch(&self) -> watch::Receiver<Option<Arc<v1::ManagerState>>> {
         self.state.subscribe()
     }
 
-    fn apply_one(&self, body: &Bytes, batch: &mut Batch) -> u8 {
-        if self.state.borrow().is_some() || self.next.lock().is_some() {
-            return 1;
+    fn apply_one(&self, body: &Bytes, now_ms: u64) -> Bytes {
+        let result = self.try_one(body, now_ms);
+        if let Err(refusal) = &result {
+            tracing::debug!(%refusal, "a command of the manager changed nothing");
         }
-        if body.first() != Some(&BOOTSTRAP) {
-            return 2;
-        }
-        let Ok(plan) = v1::Plan::decode(body.slice(1..)) else { return 2 };
-        let Ok(table) = table_of(&plan) else { return 2 };
-        let mut stored = BytesMut::with_capacity(1 + plan.encoded_len());
-        stored.put_u8(STATE_VERSION);
-        stored.put_slice(&plan.encode_to_vec());
-        batch.put(state_key(), stored.freeze());
-        *self.next.lock() = Some(Arc::new(ManagerState { plan, table }));
-        0
+        reply_of(&result)
+    }
+
+    fn try_one(&self, body: &Bytes, now_ms: u64) -> Result<Outcome, Refusal> {
+        // A copy: what is kept of a command must not pin the entry's buffer.
+        let command = v1::ManagerCommand::decode(body.as_ref())
+            .map_err(|error| Refusal::Unreadable(error.to_string()))?;
+        let mut next = self.next.lock();
+        let before = next.clone().or_else(|| self.state());
+        let (after, outcome) = apply(before.as_deref(), &command, now_ms)?;
+        *next = Some(Arc::new(after));
+        Ok(outcome)
     }
 }
 
 impl Machine for ManagerMachine {
     fn apply(
         &self,
-        _at: &Applying,
+        at: &Applying,
         operations: Vec<Operation>,
         batch: &mut Batch,
     ) -> Result<Vec<Bytes>, EngineError> {
         let replies = operations
             .iter()
-            .map(|operation| Bytes::copy_from_slice(&[self.apply_one(&operation.body, batch)]));
-        Ok(replies.collect())
+            .map(|operation| self.apply_one(&operation.body, at.group_time_ms))
+            .collect();
+        if let Some(next) = self.next.lock().as_ref() {
+            batch.put(state_key(), encode(next));
+        }
+        Ok(replies)
     }
 
     fn batch_visible(&self) {
@@ -150,7 +188,7 @@ impl Machine for ManagerMachine {
 /// The state of a snapshot; it is small, and kept here until it is switched in.
 struct Incoming {
     machine: Arc<ManagerMachine>,
-    came: Option<(Bytes, Arc<ManagerState>)>,
+    came: Option<(Bytes, Arc<v1::ManagerState>)>,
 }
 
 impl Import for Incoming {
@@ -188,38 +226,89 @@ pub fn range() -> Range<Bytes> {
 #[cfg(test)]
 mod tests {
     use annulus_engine::MemoryEngine;
+    use annulus_proto::v1::manager_command::Command;
+    use annulus_raft::EntryId;
+    use annulus_types::{ErrorKind, ReplicaId};
 
     use super::*;
+    use crate::state::from_plan;
+    use crate::testing::plan_of;
 
-    fn plan() -> v1::Plan {
-        let info = v1::NodeInfo { id: 1, weight: 100, storage: true, ..Default::default() };
-        v1::Plan {
-            cluster_id: vec![1; 16].into(),
-            era: 1,
-            incarnation: 5,
-            shards: 8,
-            lanes: 1,
-            replication: 1,
-            nodes: vec![v1::PlannedNode { info: Some(info), incarnation: 7 }],
-        }
+    fn first() -> v1::ManagerCommand {
+        let state = from_plan(&plan_of(1)).unwrap();
+        v1::ManagerCommand { command: Some(Command::Bootstrap(state)) }
     }
 
-    /// An engine with the state that follows from `plan`, if there is one.
-    fn holding(plan: Option<v1::Plan>) -> (MemoryEngine, Arc<ManagerMachine>) {
+    fn paused(paused: bool) -> v1::ManagerCommand {
+        let change = v1::SettingsChange { paused: Some(paused), ..Default::default() };
+        v1::ManagerCommand { command: Some(Command::Settings(change)) }
+    }
+
+    fn at(group_time_ms: u64) -> Applying {
+        let id = EntryId { term: 1, leader: ReplicaId(1), index: 1 };
+        Applying { group: GroupId::MANAGER, id, version: 1, group_time_ms, wall_ms: 0 }
+    }
+
+    /// Applies the commands as one entry.
+    fn entry(
+        engine: &MemoryEngine,
+        machine: &ManagerMachine,
+        commands: &[v1::ManagerCommand],
+    ) -> Vec<Result<Outcome, Error>> {
+        let operations = commands
+            .iter()
+            .map(|command| Operation { shard: ShardId(0), body: operation_of(command) })
+            .collect();
+        let mut batch = Batch::default();
+        let replies = machine.apply(&at(7), operations, &mut batch).unwrap();
+        engine.apply(batch).unwrap();
+        machine.batch_visible();
+        replies.into_iter().map(outcome_of).collect()
+    }
+
+    /// An engine that holds a state, or none.
+    fn holding(made: bool) -> (MemoryEngine, Arc<ManagerMachine>) {
         let engine = MemoryEngine::new();
         let machine = ManagerMachine::open(&engine).unwrap();
-        if let Some(plan) = plan {
-            let mut batch = Batch::default();
-            assert_eq!(machine.apply_one(&bootstrap(&plan), &mut batch), 0);
-            engine.apply(batch).unwrap();
-            machine.batch_visible();
+        if made {
+            assert!(entry(&engine, &machine, &[first()])[0].is_ok());
         }
         (engine, machine)
     }
 
     #[test]
+    fn commands_of_one_entry_see_each_other_and_survive() {
+        let (engine, machine) = holding(false);
+        let results = entry(&engine, &machine, &[paused(true), first(), first(), paused(true)]);
+        let refused = |result: &Result<Outcome, Error>| match result {
+            Err(Error { kind: ErrorKind::NotReady { reason }, .. }) => reason.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused(&results[0]), "there is no cluster yet");
+        assert_eq!(refused(&results[2]), "the cluster exists already");
+        assert_eq!(results[3].as_ref().unwrap().decisions[0].at_ms, 7);
+        let state = machine.state().unwrap();
+        assert!(state.settings.unwrap().paused);
+        let again = ManagerMachine::open(&engine).unwrap();
+        assert_eq!(again.state(), Some(state));
+    }
+
+    #[test]
+    fn what_does_not_decode_is_refused_and_changes_nothing() {
+        let (engine, machine) = holding(true);
+        let before = machine.state();
+        let operation = Operation { shard: ShardId(0), body: Bytes::from_static(b"\xff\xff") };
+        let mut batch = Batch::default();
+        let replies = machine.apply(&at(9), vec![operation], &mut batch).unwrap();
+        engine.apply(batch).unwrap();
+        machine.batch_visible();
+        assert!(outcome_of(replies[0].clone()).is_err());
+        assert_eq!(machine.state(), before);
+    }
+
+    #[test]
     fn nothing_is_left_of_a_state_that_is_destroyed() {
-        for state in [Some(plan()), None] {
+        for state in [true, false] {
             let (engine, machine) = holding(state);
             let mut batch = Batch::default();
             machine.destroy(&mut batch);
@@ -231,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_brings_the_state_whatever_was_there() {
-        for (source, target) in [(Some(plan()), None), (None, Some(plan())), (None, None)] {
+        for (source, target) in [(true, false), (false, true), (false, false)] {
             let (from, exporting) = holding(source);
             let (into, importing) = holding(target);
             let mut import = Arc::clone(&importing).import();
@@ -246,9 +335,9 @@ mod tests {
             import.switch(&mut batch).unwrap();
             into.apply(batch).unwrap();
             import.switched();
-            assert_eq!(*importing.watch().borrow(), *exporting.watch().borrow());
+            assert_eq!(importing.state(), exporting.state());
             let again = ManagerMachine::open(&into).unwrap();
-            assert_eq!(*again.watch().borrow(), *exporting.watch().borrow());
+            assert_eq!(again.state(), exporting.state());
         }
     }
 }

@@ -14,7 +14,7 @@ use annulus_types::{
 };
 
 /// Counters below this belong to the manager's own replicas.
-const FIRST_COUNTER: u32 = 16;
+pub(crate) const FIRST_COUNTER: u32 = 16;
 
 /// A plan that no cluster can be made from.
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,8 @@
 //! `annulus dev`: a local cluster of real processes, for trying things out.
 //!
 //! `annulus dev` itself is `up`: it starts the nodes, tells what to try next, reports nodes that
-//! end, and stops all when it is told to. `stop-node` and `start-node` (`control`) act on that
-//! cluster from a second terminal; what the two processes must know of each other is in one file
+//! end, and stops all when it is told to. `add-node`, `stop-node` and `start-node` (`control`) act on
+//! that cluster from a second terminal; what the two processes must know of each other is in one file
 //! (`state`).
 //!
 //! None of this serves requests, so disks are waited for where the question comes up.
@@ -26,6 +26,7 @@ Examples:
   annulus dev --nodes 5 --dir /tmp/five --zones a,b,c
   annulus dev stop-node 2 --dir /tmp/five --kill
   annulus dev start-node 2 --dir /tmp/five
+  annulus dev add-node --dir /tmp/five
 
 Node K listens on port base + 10 (K - 1) for clients, one more for other nodes, two more for HTTP.
 The same folder again continues that cluster, also from another port base.";
@@ -67,8 +68,11 @@ struct Wish {
     zones: Option<Vec<String>>,
 }
 
+#[expect(clippy::enum_variant_names, reason = "they are the names of the commands")]
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Adds a node to a running dev cluster and waits until it is up; data come to it by and by
+    AddNode,
     /// Stops a node of a running dev cluster and waits until it is gone
     StopNode {
         /// The node
@@ -108,6 +112,7 @@ async fn dispatch(args: DevArgs) -> anyhow::Result<()> {
         return Err(Usage("--dir says which cluster is meant".to_owned()).into());
     };
     match action {
+        Action::AddNode => Box::pin(control::add_node(&dir)).await,
         Action::StopNode { id, kill } => Box::pin(control::stop_node(&dir, id, kill)).await,
         Action::StartNode { id } => Box::pin(control::start_node(&dir, id)).await,
     }
@@ -156,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_makes_no_sense_is_refused_before_anything_is_done() {
-        for line in ["dev --nodes 5 stop-node 2 --dir d", "dev stop-node 2"] {
+        for line in ["dev --nodes 5 stop-node 2 --dir d", "dev stop-node 2", "dev add-node"] {
             assert_eq!(run(parse(line).unwrap()).await, 2, "{line}");
         }
     }

@@ -99,6 +99,11 @@ impl State {
         })
     }
 
+    /// The node that comes next: an id that none ever had, for nodes stay on record.
+    pub(super) fn next_id(&self) -> u32 {
+        self.nodes.iter().map(|node| node.id).max().unwrap_or(0) + 1
+    }
+
     /// Notes the process of a node.
     pub(super) fn set_pid(&mut self, id: u32, pid: Option<u32>) {
         if let Some(node) = self.nodes.iter_mut().find(|node| node.id == id) {
@@ -243,6 +248,7 @@ mod tests {
             Layout { program: PathBuf::from("annulus"), ..merged.layout(dir.path()).unwrap() };
         assert_eq!(again, layout(dir.path()));
         assert!(merged.node(3).unwrap_err().to_string().contains("there are 1, 2"));
+        assert_eq!(merged.next_id(), 3);
         // No process has such a command line, whatever runs under these ids.
         assert_eq!(merged.running(), Vec::new());
     }

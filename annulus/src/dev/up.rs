@@ -2,10 +2,11 @@
 //! children until it is told to stop.
 //!
 //! What it knows of running nodes is compared, five times a second, with what dev.json and the
-//! operating system say: so it reports a node that died, one that `stop-node` ended and one that
-//! `start-node` started all in one way, and it stops what runs then, whoever started it.
+//! operating system say: so it reports a node that died, one that `stop-node` ended and those that
+//! `start-node` and `add-node` started all in one way, and it stops what runs then, whoever started it.
 //!
-//! A node that ends stays down. Restarting it here would hide what a person wants to see.
+//! A node that ends stays down. Restarting it here would hide what a person wants to see. One that was
+//! removed from its cluster is not started again when the folder goes on.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -151,6 +152,11 @@ impl Dev {
         let mut state = State::new(self.cluster.layout());
         let mut outcome = Ok(());
         for id in self.cluster.layout().ids() {
+            if self.cluster.layout().is_dead(self.env.disk.as_ref(), id) {
+                eprintln!("node {id} stays down: its data folder is refused for good");
+                self.seen.insert(id, None);
+                continue;
+            }
             match self.cluster.spawn(id) {
                 Ok(process) => {
                     state.set_pid(id, Some(process.pid));
@@ -181,10 +187,14 @@ impl Dev {
             self.cluster.ended().into_iter().map(|(id, _, status)| (id, status)).collect();
         let dir = self.home.dir().display().to_string();
         for (id, pid) in &now {
-            if self.seen.insert(*id, *pid) == Some(*pid) {
+            let before = self.seen.insert(*id, *pid);
+            if before == Some(*pid) {
                 continue;
             }
             match (pid, ended.get(id)) {
+                (Some(pid), _) if before.is_none() => {
+                    eprintln!("node {id} was added (process {pid})");
+                }
                 (Some(pid), _) => eprintln!("node {id} runs again (process {pid})"),
                 (None, status) => {
                     let how = status.map(|status| format!(" ({status})")).unwrap_or_default();
@@ -242,15 +252,16 @@ impl Dev {
 }
 
 async fn become_ready(env: &Env, layout: &Layout, wish: &Wish) -> anyhow::Result<Started> {
-    let founder = [layout.addr(1, Port::Client).to_string()];
+    // The first one creates a new cluster; of one that goes on any may tell.
+    let endpoints = layout.endpoints();
     let settings = Settings {
         shards: wish.shards.unwrap_or(128),
         lanes: wish.lanes.unwrap_or(4),
         replication: 3,
     };
-    let created = init::create(env, &founder, settings, PATIENCE).await;
+    let created = init::create(env, &endpoints, settings, PATIENCE).await;
     let created = created.context("creating the cluster")?;
-    let client = connect(env, &layout.endpoints(), PATIENCE).await.context("connecting")?;
+    let client = connect(env, &endpoints, PATIENCE).await.context("connecting")?;
     let ready = wait_ready(env, &client, PATIENCE).await.context("waiting for leaders")?;
     let status = client.status(false).await.context("asking for the state of the cluster")?;
     Ok(Started { created, ready, answering: status.nodes.len() })

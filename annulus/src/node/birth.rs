@@ -1,9 +1,12 @@
-//! The birth of a cluster (H5), and finding out where the other nodes are.
+//! The birth of a cluster (H5), coming into one that is there, and finding out where the other nodes are.
 //!
 //! `init` goes to one node, the *founder*. It draws the cluster id and the manager's incarnation and
 //! stores the whole plan, synced; every planned node then stores the cluster id, synced, or refuses;
 //! only when all have, the founder has the replicas of the manager's group created, and initialises
 //! it on exactly one node. All else is that group's own work.
+//!
+//! A node that comes later is no part of a birth: it finds out which cluster the nodes of its join list
+//! belong to, and stores that only when the manager has admitted it (`heartbeat`).
 //!
 //! ```text
 //! file `birth`   version u8 = 1 | crc32 of the rest u32 | Plan (protobuf)
@@ -19,6 +22,7 @@ use std::time::Duration;
 use annulus_proto::convert::{cluster_bytes, cluster_of, error_of};
 use annulus_proto::v1;
 use annulus_proto::v1::peer_client::PeerClient;
+use annulus_proto::v1::routes_client::RoutesClient;
 use annulus_raft::GroupSpec;
 use annulus_runtime::OnEnd;
 use annulus_runtime::disk::{read_file, replace_file};
@@ -26,6 +30,7 @@ use annulus_shard_manager::{founders, table_of};
 use annulus_types::limits::DECODE_BYTES;
 use annulus_types::{
     ClusterId, Error, ErrorKind, GroupId, MemberRole, MemberRoute, NodeId, NodeInfo, ReplicaId,
+    RoutingTable,
 };
 use prost::Message as _;
 use tonic::transport::Channel;
@@ -195,9 +200,13 @@ async fn carry_out(node: &Arc<Node>, plan: &v1::Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// Stores the cluster id and starts the host.
+/// The founder's call: the node belongs to its cluster from now on.
 pub(super) async fn adopt(node: &Arc<Node>, request: &v1::AdoptRequest) -> Result<(), Error> {
-    let cluster = cluster_of(&request.cluster_id)?;
+    join(node, cluster_of(&request.cluster_id)?).await
+}
+
+/// Stores the cluster id, synced, and starts the host. A second call changes nothing.
+pub(super) async fn join(node: &Arc<Node>, cluster: ClusterId) -> Result<(), Error> {
     let _changing = node.changing.lock().await;
     let joined = node.folder.lock().join(cluster);
     match joined {
@@ -208,6 +217,42 @@ pub(super) async fn adopt(node: &Arc<Node>, request: &v1::AdoptRequest) -> Resul
         Err(error) => return Err(not_ready(error.to_string())),
     }
     node.begin(cluster).await.map_err(|error| not_ready(format!("{error:#}")))
+}
+
+/// The cluster that this node, which has none, may ask to come into: the first that a node of its join
+/// list belongs to. Where the cluster's nodes are goes to the address book; nothing is stored.
+pub(super) async fn joined_cluster(node: &Node) -> Option<ClusterId> {
+    if !node.folder.lock().identity().cluster.is_unborn() {
+        return None;
+    }
+    let others = node.config.join.iter().filter(|addr| **addr != node.info.peer_addr);
+    let asked = others.map(|addr| async move { describe(node, addr).await.ok() });
+    let told: Vec<v1::DescribeReply> =
+        futures_util::future::join_all(asked).await.into_iter().flatten().collect();
+    let mut clusters = told.iter().filter_map(|told| cluster_of(&told.cluster_id).ok());
+    let cluster = clusters.find(|cluster| !cluster.is_unborn())?;
+    let members = told.into_iter().filter(|told| told.cluster_id.as_ref() == cluster.0);
+    let members: Vec<NodeInfo> = members.filter_map(|told| told.info).map(NodeInfo::from).collect();
+    // One with the id of this node is its former life, or a mistake: the manager will say which.
+    for info in members.iter().filter(|info| info.id != node.info.id) {
+        node.book.told(info.clone());
+    }
+    // The manager's leader may be at an address that the join list does not have.
+    for info in &members {
+        if let Some(table) = table_at(node, info).await {
+            node.book.from_table(&table.nodes);
+            break;
+        }
+    }
+    Some(cluster)
+}
+
+async fn table_at(node: &Node, info: &NodeInfo) -> Option<RoutingTable> {
+    let connecting = annulus_raft::channel(&node.env, &info.addr);
+    let channel = tokio::time::timeout(CALL_LIMIT, connecting).await.ok()?.ok()?;
+    let mut client = RoutesClient::new(channel).max_decoding_message_size(DECODE_BYTES);
+    let got = limited(&info.addr, client.get(v1::GetRoutesRequest::default())).await.ok()?;
+    got.try_into().ok()
 }
 
 /// Creates this node's replica of the manager's group.

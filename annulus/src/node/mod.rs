@@ -3,10 +3,15 @@
 //!
 //! # Life
 //!
-//! A node starts *unborn*: it can describe itself and be adopted, nothing else. Adoption stores the
-//! cluster id, synced, and starts the host. Replicas come by the manager's push, or are held by the
-//! folder from before. The routing table on disk makes a node serve after a restart without the
-//! manager.
+//! A node starts *unborn*: it can describe itself, be adopted by a founder, or be admitted by the
+//! manager of a cluster that it knocks at, nothing else. Either way it stores the cluster id, synced, and
+//! starts the host. Replicas come with the table of a new cluster and by the manager's commands, or are
+//! held by the folder from before. The routing table on disk makes a node serve after a restart without
+//! the manager.
+//!
+//! What a node hears of the manager: the table (`peer`), commands (`command`, behind `fences`), and the
+//! answers to its heartbeats (`heartbeat`, with what `reports` finds). What operators ask goes through
+//! `admin` to the manager's leader, wherever that is.
 //!
 //! # Failure
 //!
@@ -17,15 +22,20 @@
 
 mod admin;
 mod birth;
+mod command;
+mod deadline;
+mod fences;
+mod heartbeat;
 mod http;
 mod identity;
 mod peer;
 mod replicas;
+mod reports;
+mod status;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use annulus_engine::Engine;
@@ -33,9 +43,9 @@ use annulus_raft::{AddressBook, Host, OnDead, Options};
 use annulus_runtime::{Env, Listener, OnEnd};
 use annulus_server::kv::ServingCell;
 use annulus_server::{KvService, RoutesService, ShardMachine, Shards, Tables};
-use annulus_shard_manager::ManagerMachine;
+use annulus_shard_manager::{Manager, ManagerMachine};
 use annulus_types::limits::DECODE_BYTES;
-use annulus_types::{ClusterId, GroupId, NodeId, NodeInfo};
+use annulus_types::{ClusterId, Error, ErrorKind, GroupId, NodeId, NodeInfo, ReplicaId};
 use annulus_wal::{Wal, Writer};
 use anyhow::Context as _;
 use parking_lot::Mutex;
@@ -68,11 +78,29 @@ pub struct Node {
     writer: Mutex<Option<Writer>>,
     /// One at a time: adoption, founding, pushes.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// Era and term of the last push.
     pub(crate) fence: Mutex<(u64, u64)>,
+    /// What was obeyed, on disk.
+    pub(crate) fences: Arc<fences::Fences>,
+    /// Commands of the manager under way.
+    pub(crate) running: Arc<command::Running>,
+    pub(crate) sizes: Mutex<reports::Sizes>,
+    /// The node that answered the last heartbeat as the manager's leader.
+    pub(crate) heard: Mutex<Option<NodeId>>,
     pub(crate) machines: Mutex<BTreeMap<GroupId, Arc<ShardMachine>>>,
     pub(crate) manager: Mutex<Option<Arc<ManagerMachine>>>,
-    /// The manager's driver runs here.
-    pub(crate) drives: AtomicBool,
+    /// The manager on this node's replica of its group.
+    pub(crate) managing: Mutex<Option<(ReplicaId, Arc<Manager>)>>,
+}
+
+/// Where the manager's leader is, as far as this node knows.
+pub(crate) enum Lead {
+    /// On this node.
+    Here(Arc<Manager>),
+    /// On another one.
+    At(NodeId),
+    /// Nobody told.
+    Unknown,
 }
 
 /// Addresses actually listened on.
@@ -117,6 +145,7 @@ impl Node {
         let engine = replicas::open_engine(&env, &config)?;
         let shards = Shards::open(Arc::clone(&engine))?;
         let tables = Arc::new(Tables::open(&env, &dir)?);
+        let fences = Arc::new(fences::Fences::open(Arc::clone(&env.disk), &dir)?);
         let book = Arc::new(AddressBook::default());
         if let Some(table) = tables.current() {
             book.from_table(&table.nodes);
@@ -138,10 +167,14 @@ impl Node {
             wal,
             writer: Mutex::new(Some(writer)),
             changing: tokio::sync::Mutex::new(()),
-            fence: Mutex::new((0, 0)),
+            fence: Mutex::new((fences.era(), 0)),
+            fences,
+            running: Arc::default(),
+            sizes: Mutex::default(),
+            heard: Mutex::new(None),
             machines: Mutex::new(BTreeMap::new()),
             manager: Mutex::new(None),
-            drives: AtomicBool::new(false),
+            managing: Mutex::new(None),
         });
         node.serve(client, peer, http, health_service)?;
         if !identity.cluster.is_unborn() {
@@ -149,6 +182,7 @@ impl Node {
             node.begin(identity.cluster).await?;
         }
         node.env.tasks.spawn("discovery", OnEnd::StopNode, birth::discover(Arc::clone(&node)));
+        node.env.tasks.spawn("heartbeat", OnEnd::StopNode, heartbeat::run(Arc::clone(&node)));
         Ok(node)
     }
 
@@ -271,6 +305,25 @@ impl Node {
     /// The host, once the node belongs to a cluster.
     pub(crate) fn host(&self) -> Option<Arc<Host>> {
         self.serving.peek().map(|serving| Arc::clone(&serving.host))
+    }
+
+    /// The manager on this node's replica of its group, if it has one.
+    pub(crate) fn manager(&self) -> Option<Arc<Manager>> {
+        self.managing.lock().as_ref().map(|(_, manager)| Arc::clone(manager))
+    }
+
+    /// Where the manager's leader is.
+    pub(crate) fn lead(&self) -> Lead {
+        let heard = || self.heard.lock().filter(|node| *node != self.info.id);
+        let told = match self.manager() {
+            None => None,
+            Some(manager) => match manager.leading() {
+                Ok(_) => return Lead::Here(manager),
+                Err(Error { kind: ErrorKind::NotLeader { leader }, .. }) => leader,
+                Err(_) => None,
+            },
+        };
+        told.or_else(heard).map_or(Lead::Unknown, Lead::At)
     }
 
     /// A peer has refused the data folder for good (N1): no later start may count past its check.

@@ -1,4 +1,4 @@
-//! The `Peer` service: the link, snapshots, and the commands of birth and manager.
+//! The `Peer` service: the link, snapshots, heartbeats, and the commands of birth and manager.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -8,14 +8,15 @@ use std::task::{Context, Poll};
 use annulus_proto::convert::{cluster_bytes, status_of};
 use annulus_proto::v1;
 use annulus_proto::v1::peer_server::Peer;
-use annulus_raft::{FrameStream, GroupSpec};
+use annulus_raft::{FrameStream, GroupSpec, HostError};
 use annulus_runtime::{OnEnd, Stream};
-use annulus_types::{Error, ErrorKind, RoutingTable};
+use annulus_types::{Error, ErrorKind, NodeId, RoutingTable};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Node, birth, replicas};
+use super::deadline::{deadline_of, working_limit};
+use super::{Lead, Node, birth, command, replicas};
 
 /// A connection as tonic wants it.
 pub(super) struct Incoming {
@@ -133,6 +134,41 @@ impl Peer for PeerService {
         let taken = self.to_its_end(async move { take_table(&node, request).await });
         taken.await.map(Response::new)
     }
+
+    async fn heartbeat(
+        &self,
+        request: Request<v1::HeartbeatRequest>,
+    ) -> Result<Response<v1::HeartbeatReply>, Status> {
+        let request = request.into_inner();
+        let manager = match self.0.lead() {
+            Lead::Here(manager) => manager,
+            Lead::At(node) => return Err(refuse(not_leader(Some(node)))),
+            Lead::Unknown => return Err(refuse(not_leader(None))),
+        };
+        let reply = Box::pin(manager.heartbeat(&request)).await.map_err(refuse)?;
+        if reply.admitted
+            && let Some(info) = request.info
+        {
+            // It may be new, or have come back elsewhere; commands go there.
+            self.0.book.told(info.into());
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn command(
+        &self,
+        request: Request<v1::CommandRequest>,
+    ) -> Result<Response<v1::CommandReply>, Status> {
+        let limit = deadline_of(request.metadata()).map(working_limit);
+        let node = Arc::clone(&self.0);
+        let request = request.into_inner();
+        let done = self.to_its_end(async move { command::run(&node, request, limit).await });
+        done.await.map(Response::new)
+    }
+}
+
+fn not_leader(leader: Option<NodeId>) -> Error {
+    Error::refused(ErrorKind::NotLeader { leader })
 }
 
 impl PeerService {
@@ -155,38 +191,70 @@ impl PeerService {
     }
 }
 
-/// Stores the table, then creates the replicas that it gives to this node.
+/// Takes the admitted lives that come with the table (N1), creates the replicas that it gives to this
+/// node, then stores it: a node that says which table it holds says with it that all this is done.
+///
+/// Only replicas of groups as they were founded (their membership is the first) come about in this way.
+/// All others are the business of a move, which creates them by a command and knows how far it is; the
+/// table shows them afterwards. One that missed the founding is told to the manager (`reports`).
 async fn take_table(node: &Arc<Node>, request: v1::PushRequest) -> Result<v1::PushReply, Error> {
     let not_ready = |reason: String| Error::refused(ErrorKind::NotReady { reason });
     let _changing = node.changing.lock().await;
     let Some(host) = node.host() else { return Err(not_ready("not adopted yet".to_owned())) };
     birth::check_life(node, request.node, Some(request.incarnation))?;
-    {
-        let mut fence = node.fence.lock();
-        if (request.era, request.term) < *fence {
-            return Err(Error::bad_request("term", "a later manager has spoken"));
-        }
-        *fence = (request.era, request.term);
-    }
     let wire = request.table.ok_or_else(|| Error::bad_request("table", "is missing"))?;
     let table = RoutingTable::try_from(wire)?;
     if table.cluster != host.options().cluster {
         let actual = host.options().cluster;
         return Err(Error::refused(ErrorKind::WrongCluster { actual }));
     }
+    obey(node, request.era, request.term).await?;
+    if table.version < node.tables.version() {
+        // Overtaken on its way; what it calls founding may be long over.
+        return Ok(v1::PushReply { table_version: node.tables.version().0 });
+    }
+    // Before the table is stored: the manager does not say it a second time to a node that holds it. In
+    // order, for what is older by era, term or version has ended above.
+    let lives = request.admitted.iter().map(|life| (NodeId(life.node), life.incarnation));
+    let lives: Vec<(NodeId, u64)> = lives.collect();
+    let admitted = host.admit(&lives).await;
+    admitted.map_err(|error| not_ready(format!("storing who is admitted: {error}")))?;
     node.book.from_table(&table.nodes);
-    let (tables, stored) = (Arc::clone(&node.tables), table.clone());
-    tokio::task::spawn_blocking(move || tables.install(stored))
+    for route in table.groups.iter().filter(|route| route.membership_index == 0) {
+        let own = route.members.iter().find(|member| member.node == node.info.id);
+        let Some(own) = own else { continue };
+        let found = replicas::founders_if_home(&table, route.id, node.info.id, own.replica);
+        let spec = GroupSpec { group: route.id, replica: own.replica, found };
+        match node.open_replica(&host, spec).await {
+            Ok(_) => {}
+            // Heartbeats tell of it; the table is good for everything else.
+            Err(
+                error @ (HostError::Damaged { .. }
+                | HostError::NeedsRefill { .. }
+                | HostError::Occupied(_)
+                | HostError::Tombstone(_)),
+            ) => tracing::info!(group = %route.id, %error, "a replica of the table stays closed"),
+            Err(error) => return Err(not_ready(error.to_string())),
+        }
+    }
+    let tables = Arc::clone(&node.tables);
+    tokio::task::spawn_blocking(move || tables.install(table))
         .await
         .map_err(|error| not_ready(error.to_string()))?
         .map_err(|error| not_ready(format!("storing the table: {error}")))?;
-    for route in &table.groups {
-        let own = route.members.iter().find(|member| member.node == node.info.id);
-        let Some(own) = own else { continue };
-        let found = replicas::founders_if_home(&table, route.id, node.info.id);
-        let spec = GroupSpec { group: route.id, replica: own.replica, found };
-        let opened = node.open_replica(&host, spec).await;
-        opened.map_err(|error| not_ready(error.to_string()))?;
-    }
     Ok(v1::PushReply { table_version: node.tables.version().0 })
+}
+
+/// A manager that is behind another one, by its era or in its era by its term, is not listened to (H6).
+async fn obey(node: &Arc<Node>, era: u64, term: u64) -> Result<(), Error> {
+    if (era, term) < *node.fence.lock() {
+        return Err(Error::bad_request("term", "a later manager has spoken"));
+    }
+    let fences = Arc::clone(&node.fences);
+    let obeyed = tokio::task::spawn_blocking(move || fences.obey_era(era)).await;
+    let obeyed = obeyed
+        .map_err(|error| Error::refused(ErrorKind::NotReady { reason: error.to_string() }))?;
+    obeyed.map_err(|error| command::refusal(&error))?;
+    *node.fence.lock() = (era, term);
+    Ok(())
 }

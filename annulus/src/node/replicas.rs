@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use annulus_engine::{Engine, EngineKind};
@@ -13,7 +12,7 @@ use annulus_server::ShardMachine;
 use annulus_server::operation::Op;
 use annulus_shard_manager::{Driver, ManagerMachine};
 use annulus_types::token::MICRO_SLICES;
-use annulus_types::{GroupId, NodeId, ReplicaId, Role, RoutingTable, ShardRoute};
+use annulus_types::{GroupId, MemberRoute, NodeId, ReplicaId, RoutingTable, ShardRoute};
 use annulus_wal::{Wal, Writer};
 
 use super::Node;
@@ -50,7 +49,7 @@ impl Node {
         for (group, replica) in host.held() {
             let found = table
                 .as_ref()
-                .map(|table| founders_if_home(table, group, self.info.id))
+                .map(|table| founders_if_home(table, group, self.info.id, replica))
                 .unwrap_or_default();
             let spec = GroupSpec { group, replica, found };
             match self.open_replica(host, spec).await {
@@ -102,44 +101,63 @@ impl Node {
         };
         *self.manager.lock() = Some(Arc::clone(&machine));
         let group = host.open_group(spec, Arc::clone(&machine) as Arc<dyn Machine>).await?;
-        if !self.drives.swap(true, Ordering::SeqCst) {
-            let plan = super::birth::stored_plan(self);
-            let driver =
-                Driver::new(self.env.clone(), Arc::clone(host), Arc::clone(&group), machine, plan);
-            self.env.tasks.spawn("manager driver", OnEnd::StopNode, driver.run());
-        }
+        self.manage(host, &group, machine);
         Ok(group)
+    }
+
+    /// Puts the manager to work on a replica of its group, once. The driver of a replica that was
+    /// destroyed stays and does nothing: what it looks at never leads again.
+    fn manage(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        group: &Arc<Group>,
+        machine: Arc<ManagerMachine>,
+    ) {
+        let mut managing = self.managing.lock();
+        if managing.as_ref().is_some_and(|(replica, _)| *replica == group.replica()) {
+            return;
+        }
+        let plan = super::birth::stored_plan(self);
+        let (host, replica) = (Arc::clone(host), group.replica());
+        let driver = Driver::new(self.env.clone(), host, Arc::clone(group), machine, plan);
+        *managing = Some((replica, driver.manager()));
+        self.env.tasks.spawn("manager driver", OnEnd::StopNode, driver.run());
     }
 }
 
-/// The members of `group`, if `node` is its home: the home alone initialises a group, so that it is
-/// the first to lead it.
+/// The members with which `replica` of `node` founds its group, if it is to do so: the home alone
+/// initialises a group, so that it is the first to lead it, and only one of the founding replicas does. One
+/// that came later waits for its leader's log, whatever the table makes of its node.
 pub(super) fn founders_if_home(
     table: &RoutingTable,
     group: GroupId,
     node: NodeId,
+    replica: ReplicaId,
 ) -> BTreeMap<ReplicaId, NodeId> {
-    match table.group(group) {
-        Some(route) if route.home == node => {
-            route.members.iter().map(|member| (member.replica, member.node)).collect()
-        }
-        _ => BTreeMap::new(),
-    }
+    let as_founded = table.group(group).filter(|route| {
+        let is_founder = |member: &MemberRoute| (member.node, member.replica) == (node, replica);
+        route.home == node && route.membership_index == 0 && route.members.iter().any(is_founder)
+    });
+    let Some(route) = as_founded else { return BTreeMap::new() };
+    route.members.iter().map(|member| (member.replica, member.node)).collect()
 }
 
 /// Proposes the shards that the first table gives to groups led here and that are not there yet: all
 /// of them, or those whose entry an earlier leader did not get to. Creating one twice is refused at
-/// apply. Shards do not change groups yet; when they do, entries of their own will say so.
+/// apply. Only by a leader whose gate is open: it has applied all that earlier leaders committed, so what
+/// is missing then is missing in the group, and not just unread here.
 pub(super) async fn create_shards(node: Arc<Node>) {
-    let mut ticker = tokio::time::interval(Duration::from_millis(20));
-    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut pause = Duration::from_millis(20);
     while !node.env.tasks.is_stopping() {
-        ticker.tick().await;
+        tokio::time::sleep(pause).await;
         let (Some(table), Some(host)) = (node.tables.current(), node.host()) else { continue };
         let machines: Vec<(GroupId, Arc<ShardMachine>)> =
             node.machines.lock().iter().map(|(id, machine)| (*id, Arc::clone(machine))).collect();
         let mut all_exist = !machines.is_empty();
         for (id, machine) in machines {
+            if table.group(id).is_none() {
+                continue;
+            }
             let hosted = machine.hosted();
             let planned = table.shards.iter().filter(|shard| shard.group == id);
             let missing: Vec<&ShardRoute> =
@@ -148,13 +166,13 @@ pub(super) async fn create_shards(node: Arc<Node>) {
                 continue;
             }
             all_exist = false;
-            let Some(group) = host.group(id).filter(|group| group.role().0 == Role::Leader) else {
+            let Some(group) = host.group(id).filter(|group| group.status().gate_open) else {
                 continue;
             };
             propose_shards(&table, &missing, &group).await;
         }
         if all_exist {
-            ticker = tokio::time::interval(Duration::from_millis(500));
+            pause = Duration::from_millis(500);
         }
     }
 }
@@ -175,4 +193,38 @@ async fn propose_shards(table: &RoutingTable, missing: &[&ShardRoute], group: &G
     let created = futures_util::future::join_all(creations).await;
     let shards = created.iter().filter(|created| **created).count();
     tracing::info!(group = %group.id(), shards, "shards created");
+}
+
+#[cfg(test)]
+mod tests {
+    use annulus_types::{GroupRoute, MemberRole};
+
+    use super::*;
+
+    #[test]
+    fn only_a_founding_replica_at_home_founds_a_group_as_it_was_planned() {
+        let member = |node: u32| MemberRoute {
+            node: NodeId(node),
+            replica: ReplicaId(u64::from(10 + node)),
+            role: MemberRole::Voter,
+        };
+        let group = |id: u64, membership_index: u64| GroupRoute {
+            id: GroupId(id),
+            home: NodeId(2),
+            lane: 0,
+            members: vec![member(2), member(1)],
+            leader: None,
+            term: 0,
+            membership_index,
+        };
+        let table = RoutingTable { groups: vec![group(7, 0), group(8, 5)], ..Default::default() };
+        let founders = |group: u64, node: u32, replica: u64| {
+            founders_if_home(&table, GroupId(group), NodeId(node), ReplicaId(replica)).len()
+        };
+        assert_eq!(founders(7, 2, 12), 2);
+        assert_eq!(founders(7, 1, 11), 0, "not the home");
+        assert_eq!(founders(7, 2, 99), 0, "a replica that came later");
+        assert_eq!(founders(8, 2, 12), 0, "the group has moved on");
+        assert_eq!(founders(9, 2, 12), 0, "no such group");
+    }
 }

@@ -4,24 +4,35 @@
 //! The types that clap turns into commands carry no documentation of their own: clap would print
 //! it as the help of the command around them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use annulus_client::OpIdText;
 use annulus_types::Consistency;
 use clap::{Args, Parser, Subcommand};
 
 use crate::output::Format;
+
+mod operate;
+
+pub use operate::{
+    Consent, ExplainId, ExplainNode, Leader, LeaderWhat, Manager, ManagerWhat, Moves, MovesWhat,
+    Node, NodeWhat, Rebalance, RebalanceWhat, SettingName, Settings, SettingsWhat,
+};
 
 const EXAMPLES: &str = "\
 Examples:
   kvctl put user:1 Ada
   kvctl get user:1
   kvctl get user:1 --consistency any --receipt
+  kvctl incr visits
   kvctl status
   kvctl shards --node 2 -o json
   kvctl explain key user:1
 
 Exit codes: 0 done; 1 the answer is no (absent key, failed condition); 2 usage; 3 unavailable or
 timed out, nothing applied; 4 outcome unknown; 5 denied.
+An error of exit code 4 prints the id of the operation: kvctl op status ID says what became of it.
 A key or value that begins with a dash goes behind --: kvctl put k -- -v";
 
 #[derive(Debug, Parser)]
@@ -96,6 +107,8 @@ Examples:
   kvctl get user:1
   kvctl get user:1 --receipt
   kvctl get user:1 --consistency any -o json
+  kvctl get user:1 --consistency bounded:500ms
+  kvctl get user:1 --session my.session
   kvctl get report --raw > report.pdf")]
     Get(Get),
     /// Removes a key; removing an absent key is no error
@@ -104,6 +117,38 @@ Examples:
   kvctl delete user:1
   kvctl delete user:1 --if-version 12")]
     Delete(Delete),
+    /// Adds to the number that a key holds; exit code 1 when that cannot be done
+    #[command(after_help = "\
+The value is a number in decimal digits; an absent key counts as 0.
+
+Examples:
+  kvctl incr visits
+  kvctl incr stock -3 --min 0
+  kvctl incr visits 0 -o json")]
+    Incr(Incr),
+    /// Changes several keys, all or none
+    #[command(after_help = "\
+FILE has one JSON document per line. \"op\" says what to do:
+  put             sets \"key\" to \"value\"
+  delete          removes \"key\"
+  expect_absent   nothing is changed if \"key\" exists
+  expect_present  nothing is changed if \"key\" does not exist
+  expect_version  nothing is changed if \"key\" is not at \"version\"
+All keys must have one routing key, that is the same text in their first braces. Up to 1,000 changes,
+1,000 conditions, 8 MiB of keys and values. --hex and --base64 apply to keys and values in FILE too.
+
+Example, moving money between two accounts that nobody else has touched:
+  {\"op\": \"expect_version\", \"key\": \"{bank}:ada\", \"version\": 12}
+  {\"op\": \"expect_version\", \"key\": \"{bank}:bob\", \"version\": 7}
+  {\"op\": \"put\", \"key\": \"{bank}:ada\", \"value\": \"90\"}
+  {\"op\": \"put\", \"key\": \"{bank}:bob\", \"value\": \"60\"}
+
+  kvctl batch -f move.jsonl
+  make-changes | kvctl batch -f -")]
+    Batch(Batch),
+    /// About changes whose outcome was unknown
+    #[command(after_help = "Example:\n  kvctl op status ID")]
+    Op(Op),
     /// The cluster at a glance: manager, nodes, groups, shards
     #[command(after_help = "\
 Examples:
@@ -125,8 +170,40 @@ Examples:
     /// The division of the token space
     #[command(after_help = "Example:\n  kvctl ring show")]
     Ring(Ring),
+    /// The moves that have not ended: what they do, how far they are
+    #[command(
+        after_help = "Examples:\n  kvctl moves\n  kvctl moves --all\n  kvctl moves cancel 12"
+    )]
+    Moves(Moves),
+    /// Spreads the groups over the nodes
+    #[command(after_help = "\
+Examples:
+  kvctl rebalance plan
+  kvctl rebalance apply 4711
+  kvctl rebalance pause --yes")]
+    Rebalance(Rebalance),
+    /// Drains, removes or changes a node
+    #[command(after_help = "\
+Examples:
+  kvctl node drain 2 --dry-run
+  kvctl node weight 2 1.5
+  kvctl node zone 2 east --yes")]
+    Node(Node),
+    /// Says who leads a group
+    #[command(after_help = "Examples:\n  kvctl leader move 10 2\n  kvctl leader balance")]
+    Leader(Leader),
+    /// The settings of the cluster
+    #[command(after_help = "\
+Examples:
+  kvctl settings get
+  kvctl settings set rebalance manual
+  kvctl settings set down_after_ms 60000")]
+    Settings(Settings),
+    /// What the manager keeps
+    #[command(after_help = "Example:\n  kvctl manager export manager.state")]
+    Manager(Manager),
     /// Why something is where it is
-    #[command(after_help = "Example:\n  kvctl explain key user:1")]
+    #[command(after_help = "Examples:\n  kvctl explain key user:1\n  kvctl explain node 2")]
     Explain(Explain),
     /// Prints the version of this program
     Version,
@@ -146,6 +223,10 @@ pub struct Put {
     /// Only when the key is at this version
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub if_version: Option<u64>,
+    /// Keeps a session in this file: what this and later commands read is never older than what they have
+    /// seen. One command at a time
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -153,14 +234,15 @@ pub struct Get {
     /// The key
     #[arg(value_name = "K", allow_negative_numbers = true)]
     pub key: String,
-    /// linearizable: the newest acknowledged value; any: whatever a whole replica holds
-    #[arg(
-        long,
-        value_name = "MODE",
-        value_parser = parse_consistency,
-        default_value = "linearizable"
-    )]
-    pub consistency: Consistency,
+    /// linearizable: the newest acknowledged value; session: at least what --session has seen;
+    /// bounded:TIME: nothing acknowledged longer ago than that is missing; any: whatever a whole replica
+    /// holds [default: linearizable, with --session session]
+    #[arg(long, value_name = "MODE", value_parser = parse_consistency)]
+    pub consistency: Option<Consistency>,
+    /// Keeps a session in this file: what this and later commands read is never older than what they have
+    /// seen. One command at a time; makes session the default mode
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
     /// Also says who answered and on whose word (JSON always does)
     #[arg(long)]
     pub receipt: bool,
@@ -177,6 +259,65 @@ pub struct Delete {
     /// Only when the key is at this version
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub if_version: Option<u64>,
+    /// Keeps a session in this file: what this and later commands read is never older than what they have
+    /// seen. One command at a time
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Incr {
+    /// The key
+    #[arg(value_name = "K", allow_negative_numbers = true)]
+    pub key: String,
+    /// What is added
+    #[arg(value_name = "N", allow_negative_numbers = true, default_value_t = 1)]
+    pub delta: i64,
+    /// Nothing is changed when the sum would be below this
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub min: Option<i64>,
+    /// Nothing is changed when the sum would be above this
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub max: Option<i64>,
+    /// Keeps a session in this file: what this and later commands read is never older than what they have
+    /// seen. One command at a time
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Batch {
+    /// The changes and their conditions; - reads standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Keeps a session in this file: what this and later commands read is never older than what they have
+    /// seen. One command at a time
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Op {
+    #[command(subcommand)]
+    pub what: OpWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum OpWhat {
+    /// What became of an operation, by the id that every error of unknown outcome prints
+    #[command(after_help = "\
+The answer is final: an operation that was not applied is refused from then on. It is kept for ten
+minutes after the last use of the operation's writer.
+
+Exit codes: 0 applied; 1 not applied, now or later; 4 no longer known; others as everywhere.")]
+    Status(OpStatus),
+}
+
+#[derive(Debug, Args)]
+pub struct OpStatus {
+    /// The id: op1-…
+    #[arg(value_name = "ID")]
+    pub id: OpIdText,
 }
 
 #[derive(Debug, Args)]
@@ -213,6 +354,14 @@ Examples:
   kvctl explain key user:1
   kvctl explain key '{user:1}:cart' -o json")]
     Key(ExplainKey),
+    /// What was decided about a shard's group
+    Shard(ExplainId),
+    /// What was decided about a group; 0 is the manager's own
+    Group(ExplainId),
+    /// What was decided about a node
+    Node(ExplainNode),
+    /// What was decided about a move
+    Move(ExplainId),
 }
 
 #[derive(Debug, Args)]
@@ -222,11 +371,24 @@ pub struct ExplainKey {
     pub key: String,
 }
 
+impl Get {
+    /// The consistency asked for.
+    #[must_use]
+    pub fn mode(&self) -> Consistency {
+        match (&self.consistency, &self.session) {
+            (Some(consistency), _) => consistency.clone(),
+            (None, Some(_)) => Consistency::Session,
+            (None, None) => Consistency::Linearizable,
+        }
+    }
+}
+
 impl Action {
-    /// Whether the command can change data, so that its failure leaves the question what happened.
+    /// Whether the command can change something, so that its failure leaves the question what happened.
     #[must_use]
     pub fn mutates(&self) -> bool {
-        matches!(self, Self::Put(_) | Self::Delete(_))
+        matches!(self, Self::Put(_) | Self::Delete(_) | Self::Incr(_) | Self::Batch(_))
+            || self.consent().is_some_and(|consent| !consent.dry_run)
     }
 }
 
@@ -249,143 +411,20 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Modes that a later version brings are known by name, so that the answer is not "no such mode".
 fn parse_consistency(text: &str) -> Result<Consistency, String> {
-    let later = |what: &str| {
-        Err(format!("{what} are not part of this version; there are linearizable and any"))
-    };
     match text {
         "linearizable" => Ok(Consistency::Linearizable),
+        "session" => Ok(Consistency::Session),
         "any" => Ok(Consistency::Any),
-        "session" => later("session reads"),
         _ => match text.strip_prefix("bounded:") {
-            Some(limit) => {
-                parse_duration(limit)?;
-                later("reads with a staleness bound")
+            Some(limit) => parse_duration(limit).map(Consistency::Bounded),
+            None => {
+                Err("there are linearizable, session, bounded:TIME (as in bounded:500ms) and any"
+                    .to_owned())
             }
-            None => Err("there are linearizable and any".to_owned()),
         },
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace())
-    }
-
-    #[test]
-    fn the_definition_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn global_options_stand_anywhere_on_the_line() {
-        let globals = "--endpoints a:1,b:2 -o jsonl --timeout 300ms --hex";
-        for line in [
-            format!("kvctl {globals} get 00"),
-            format!("kvctl get {globals} 00"),
-            format!("kvctl get 00 {globals}"),
-            format!("kvctl {globals} explain key 00"),
-            format!("kvctl explain {globals} key 00"),
-            format!("kvctl explain key 00 {globals}"),
-            "kvctl --endpoints a:1,b:2 --hex get -o jsonl 00 --timeout 300ms".to_owned(),
-        ] {
-            let global = parse(&line).unwrap().global;
-            assert_eq!(global.endpoints, ["a:1", "b:2"], "{line}");
-            assert_eq!(global.output, Some(Format::Jsonl), "{line}");
-            assert_eq!(global.timeout, Duration::from_millis(300), "{line}");
-            assert_eq!((global.hex, global.base64), (true, false), "{line}");
-        }
-    }
-
-    #[test]
-    fn the_endpoints_have_a_default_and_an_environment_variable() {
-        let command = Cli::command();
-        let endpoints = command.get_arguments().find(|arg| arg.get_id() == "endpoints").unwrap();
-        assert_eq!(endpoints.get_default_values(), ["127.0.0.1:7400"]);
-        assert_eq!(endpoints.get_env(), Some("ANNULUS_ENDPOINTS".as_ref()));
-    }
-
-    #[test]
-    fn without_options_five_seconds_and_no_format() {
-        let global = parse("kvctl status").unwrap().global;
-        assert_eq!(global.timeout, Duration::from_secs(5));
-        assert_eq!((global.output, global.hex, global.base64), (None, false, false));
-    }
-
-    #[test]
-    fn put_takes_one_condition_at_most() {
-        let Action::Put(put) = parse("kvctl put k - --if-version 7").unwrap().action else {
-            panic!("not a put");
-        };
-        assert_eq!((put.key.as_str(), put.value.as_str()), ("k", "-"));
-        assert_eq!((put.if_absent, put.if_version), (false, Some(7)));
-        let Action::Put(put) = parse("kvctl put k -5 --if-absent").unwrap().action else {
-            panic!("not a put");
-        };
-        assert_eq!((put.value.as_str(), put.if_absent, put.if_version), ("-5", true, None));
-        for bad in [
-            "kvctl put k v --if-absent --if-version 7",
-            "kvctl put k v --if-version 0",
-            "kvctl put k",
-        ] {
-            assert_eq!(parse(bad).unwrap_err().exit_code(), 2, "{bad}");
-        }
-    }
-
-    #[test]
-    fn get_knows_the_modes_of_this_version() {
-        for (line, expected) in [
-            ("kvctl get k", Consistency::Linearizable),
-            ("kvctl get k --consistency linearizable", Consistency::Linearizable),
-            ("kvctl get k --consistency any", Consistency::Any),
-        ] {
-            let Action::Get(get) = parse(line).unwrap().action else { panic!("not a get") };
-            assert_eq!(get.consistency, expected, "{line}");
-        }
-        for mode in ["session", "bounded:500ms"] {
-            let error = parse(&format!("kvctl get k --consistency {mode}")).unwrap_err();
-            assert!(error.to_string().contains("not part of this version"), "{error}");
-            assert_eq!(error.exit_code(), 2);
-        }
-        for mode in ["bounded:", "bounded:5", "strong", ""] {
-            let error = parse_consistency(mode).unwrap_err();
-            assert!(!error.contains("not part of this version"), "{mode}: {error}");
-        }
-    }
-
-    #[test]
-    fn durations_need_a_unit() {
-        for (text, ms) in [("1ms", 1), ("250ms", 250), ("5s", 5_000), ("2m", 120_000)] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
-        }
-        for bad in ["", "5", "s", "0s", "-1s", "1.5s", "5 s", "1h", "5sec", "99999999999999999999s"]
-        {
-            assert!(parse_duration(bad).is_err(), "{bad}");
-        }
-        assert!(parse_duration(&format!("{}m", u64::MAX)).is_err());
-    }
-
-    #[test]
-    fn only_put_and_delete_change_data() {
-        for (line, mutates) in [
-            ("kvctl put k v", true),
-            ("kvctl delete k", true),
-            ("kvctl get k", false),
-            ("kvctl status", false),
-            ("kvctl nodes", false),
-            ("kvctl groups", false),
-            ("kvctl shards --node 2", false),
-            ("kvctl ring show", false),
-            ("kvctl explain key k", false),
-            ("kvctl version", false),
-        ] {
-            assert_eq!(parse(line).unwrap().action.mutates(), mutates, "{line}");
-        }
-    }
-}
+mod tests;

@@ -14,8 +14,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use annulus_client::Error;
 use annulus_proto::v1;
-use annulus_types::{ClusterId, Error, ErrorKind, token};
+use annulus_types::{ClusterId, ErrorKind, token};
 use serde::Serialize;
 
 /// `kvctl status`.
@@ -23,8 +24,8 @@ use serde::Serialize;
 pub struct StatusView {
     pub cluster_id: String,
     pub table_version: u64,
-    /// Always false: this version moves nothing by itself that could be paused.
-    pub paused: bool,
+    /// Whether moves are paused; `None` while the manager does not say.
+    pub paused: Option<bool>,
     pub manager: ManagerView,
     pub nodes: Vec<NodeView>,
     pub groups: GroupTally,
@@ -47,7 +48,8 @@ pub struct NodeView {
     pub http_addr: String,
     pub zone: String,
     pub weight: f64,
-    /// `up` when the node answered, else `down`.
+    /// `removed`, `down`, `draining` or `up`. `down`: it did not answer, or the manager does not hear it.
+    /// Without the manager's word, only `up` and `down`.
     pub state: &'static str,
     /// Copies of shards.
     pub shards: usize,
@@ -99,6 +101,9 @@ pub struct MemberView {
     /// Entries that the leader has applied and this replica has not; without a leader, counted
     /// from the replica that is farthest.
     pub lag: Option<u64>,
+    /// Whether everything is being taken off its node. For people.
+    #[serde(skip)]
+    pub draining: bool,
 }
 
 /// `kvctl shards`.
@@ -138,7 +143,7 @@ struct Health {
     leader: Option<u32>,
     /// Every voter's node runs its replica.
     whole: bool,
-    /// A learner is being brought up.
+    /// A learner is being brought up, or the manager replaces a member.
     moving: bool,
 }
 
@@ -201,9 +206,9 @@ impl<'a> Cluster<'a> {
         StatusView {
             cluster_id: cluster_id(&self.table.cluster_id),
             table_version: self.table.version,
-            paused: false,
+            paused: self.reply.overview.as_ref().map(|overview| overview.paused),
             manager: ManagerView {
-                leader: self.leader(0).map(|(node, _)| node),
+                leader: self.reply.manager_leader.or_else(|| self.leader(0).map(|(node, _)| node)),
                 members: self.reply.manager.iter().map(|member| member.node).collect(),
             },
             nodes: self.nodes(),
@@ -222,12 +227,18 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// `kvctl nodes`, by id: those of the table, and those that answered and are not in it yet.
+    /// `kvctl nodes`, by id: those of the table, those that answered and are not in it yet, and
+    /// those that were removed: of these only the id is known, unless they still answer.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeView> {
         let placed: BTreeMap<u32, &v1::NodeInfo> =
             self.table.nodes.iter().map(|info| (info.id, info)).collect();
-        let ids: BTreeSet<u32> = placed.keys().chain(self.nodes.keys()).copied().collect();
+        let ids: BTreeSet<u32> = placed
+            .keys()
+            .chain(self.nodes.keys())
+            .copied()
+            .chain(self.judged().filter(|node| is_removed(node)).map(|node| node.node))
+            .collect();
         ids.into_iter().filter_map(|id| self.node(id, placed.get(&id).copied())).collect()
     }
 
@@ -266,7 +277,10 @@ impl<'a> Cluster<'a> {
         let told = status.and_then(|status| status.info.as_ref());
         // Zone and weight are the manager's decision; an address is what the node itself says,
         // because it may have come back on another one.
-        let meant = placed.or(told)?;
+        let judged = self.judged().find(|node| node.node == id);
+        let unknown = v1::NodeInfo { id, ..v1::NodeInfo::default() };
+        let only_removed = judged.is_some_and(is_removed).then_some(&unknown);
+        let meant = placed.or(told).or(only_removed)?;
         let listens = told.unwrap_or(meant);
         let shards_where = |wanted: &dyn Fn(&v1::GroupRoute) -> bool| -> usize {
             let groups = self.table.groups.iter().filter(|group| wanted(group));
@@ -279,7 +293,7 @@ impl<'a> Cluster<'a> {
             http_addr: listens.http_addr.clone(),
             zone: meant.zone.clone(),
             weight: f64::from(meant.weight) / 100.0,
-            state: if status.is_some() { "up" } else { "down" },
+            state: node_state(status.is_some(), judged),
             shards: shards_where(&|group| group.members.iter().any(|member| member.node == id)),
             homes: shards_where(&|group| group.home == id),
             leaders: shards_where(&|group| {
@@ -288,6 +302,18 @@ impl<'a> Cluster<'a> {
             bytes: status.map_or(0, |status| status.engine_bytes),
             disk_free_bytes: status.map_or(0, |status| status.disk_free_bytes),
         })
+    }
+
+    /// What the manager thinks of the nodes, if it said so.
+    fn judged(&self) -> impl Iterator<Item = &'a v1::NodeOverview> {
+        self.reply.overview.iter().flat_map(|overview| &overview.nodes)
+    }
+
+    /// Whether the manager says that a member of the group is being replaced just now.
+    fn is_reseated(&self, group: u64) -> bool {
+        let moves = self.reply.overview.iter().flat_map(|overview| &overview.moves);
+        let mut begun = moves.filter(|step| step.state() != v1::MoveState::Planned);
+        begun.any(|step| step.group == group && step.kind() == v1::MoveKind::Reseat)
     }
 
     fn group(&self, route: &v1::GroupRoute) -> GroupView {
@@ -359,6 +385,7 @@ impl<'a> Cluster<'a> {
                 lag: told
                     .zip(farthest)
                     .map(|(told, farthest)| farthest.saturating_sub(told.applied_index)),
+                draining: self.judged().any(|node| node.node == member.node && node.draining),
             }
         };
         route.members.iter().map(view).collect()
@@ -372,7 +399,7 @@ impl<'a> Cluster<'a> {
         Health {
             leader: self.leader(route.id).map(|(node, _)| node),
             whole: route.members.iter().filter(|member| !member.learner).all(runs),
-            moving: route.members.iter().any(|member| member.learner),
+            moving: route.members.iter().any(|member| member.learner) || self.is_reseated(route.id),
         }
     }
 
@@ -388,6 +415,21 @@ impl<'a> Cluster<'a> {
 
     fn replicas_of(&self, group: u64) -> impl Iterator<Item = (u32, &'a v1::ReplicaStatus)> {
         self.replicas.range((group, 0)..=(group, u64::MAX)).map(|(_, told)| *told)
+    }
+}
+
+fn is_removed(node: &v1::NodeOverview) -> bool {
+    node.state() == v1::NodeState::Removed
+}
+
+/// The state of a node that answered or not, and of which the manager thinks so.
+fn node_state(answered: bool, judged: Option<&v1::NodeOverview>) -> &'static str {
+    match judged.map(|node| (node.state(), node.draining)) {
+        Some((v1::NodeState::Removed, _)) => "removed",
+        Some((v1::NodeState::Down, _)) => "down",
+        _ if !answered => "down",
+        Some((v1::NodeState::Up, true)) => "draining",
+        Some((v1::NodeState::Up, false)) | None => "up",
     }
 }
 

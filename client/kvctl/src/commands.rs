@@ -5,17 +5,25 @@
 //! Each is split into a part that asks the cluster and a pure part that makes the answer, so that
 //! the answer can be tested without a cluster.
 
+pub mod batch;
+pub mod consent;
 pub mod data;
 pub mod explain;
+pub mod incr;
 pub mod look;
+pub mod op;
+pub mod operate;
+pub mod plan;
 pub mod ring;
+pub mod session;
+pub mod wish;
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use annulus_client::Client;
+use annulus_client::{Client, Error, ErrorKind};
 use annulus_runtime::Clock;
-use annulus_types::{Error, ErrorKind};
 
 use crate::args::Global;
 use crate::errors::nothing_applied;
@@ -39,6 +47,8 @@ pub struct Context {
     clock: Clock,
     started_us: u64,
     mutating: AtomicBool,
+    /// The client, once there is one.
+    client: OnceLock<Client>,
 }
 
 impl Context {
@@ -66,6 +76,7 @@ impl Context {
             clock,
             started_us,
             mutating: AtomicBool::new(false),
+            client: OnceLock::new(),
         })
     }
 
@@ -74,12 +85,24 @@ impl Context {
     /// # Errors
     /// Those of the client library.
     pub async fn connect(&self) -> Result<Client, Error> {
-        Client::builder()
+        let client = Client::builder()
             .endpoints(self.endpoints.clone())
             .deadline(self.budget())
             .connect()
             .await
-            .map_err(nothing_applied)
+            .map_err(nothing_applied)?;
+        // A command connects once.
+        let _ = self.client.set(client.clone());
+        Ok(client)
+    }
+
+    /// Ends what the command's client has open in the cluster: its writers, but for one whose operation has
+    /// an unknown outcome, which `op status` can then be asked about. What cannot be ended in time ends by
+    /// itself. The answer of the command is made by then, and nothing here changes it.
+    pub async fn close(&self) {
+        if let Some(client) = self.client.get() {
+            let _ = tokio::time::timeout(self.budget(), client.close()).await;
+        }
     }
 
     /// The deadline for a call that starts now.

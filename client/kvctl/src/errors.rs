@@ -6,8 +6,12 @@
 //! *was* made although its result got lost, both exit with 4: repeating the command blindly would
 //! be wrong in both cases. Commands that only read cannot apply anything, whatever an error that
 //! lost its details says: their errors pass through [`nothing_applied`] first.
+//!
+//! A change with an unknown outcome has an id, and every form of its error says it, together with the
+//! command that asks what became of it.
 
-use annulus_types::{Error, ErrorKind, MayHaveApplied};
+use annulus_client::Error;
+use annulus_types::{ErrorKind, MayHaveApplied};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -66,7 +70,7 @@ pub fn exit_code(error: &Error) -> u8 {
 /// The same failure of something that cannot have changed data.
 #[must_use]
 pub fn nothing_applied(error: Error) -> Error {
-    Error { may_have_applied: MayHaveApplied::No, ..error }
+    Error { may_have_applied: MayHaveApplied::No, op: None, ..error }
 }
 
 /// The failure as it is printed.
@@ -119,10 +123,18 @@ fn one_line(text: &str) -> String {
 }
 
 fn what_to_do(error: &Error) -> String {
-    match error.may_have_applied {
-        MayHaveApplied::No => {}
-        MayHaveApplied::Yes => return "read the key to see its version".to_owned(),
-        MayHaveApplied::Unknown => return "read the key before repeating the command".to_owned(),
+    match (error.may_have_applied, &error.op) {
+        (MayHaveApplied::No, _) => {}
+        (MayHaveApplied::Yes, None) => return "read the key to see its version".to_owned(),
+        (MayHaveApplied::Yes, Some(op)) => {
+            return format!("run `kvctl op status {op}` to see its version");
+        }
+        (MayHaveApplied::Unknown, None) => {
+            return "read the key before repeating the command".to_owned();
+        }
+        (MayHaveApplied::Unknown, Some(op)) => {
+            return format!("run `kvctl op status {op}` before repeating the command");
+        }
     }
     let advice = match &error.kind {
         ErrorKind::NotLeader { .. }
@@ -135,10 +147,11 @@ fn what_to_do(error: &Error) -> String {
         | ErrorKind::WriterExpired
         | ErrorKind::OpIdReused
         | ErrorKind::Cancelled => "try again",
-        ErrorKind::TooStale { .. } => "ask for another --consistency",
+        ErrorKind::TooStale { .. } => "try again, or ask for another --consistency",
         ErrorKind::PreconditionFailed { .. } => "read the key and decide again",
         ErrorKind::Fenced { .. } => "take the lock again",
-        ErrorKind::HistoryLost | ErrorKind::Compacted { .. } | ErrorKind::Lagged { .. } => {
+        ErrorKind::HistoryLost => "begin a new session (another file for --session)",
+        ErrorKind::Compacted { .. } | ErrorKind::Lagged { .. } => {
             "start again from the present state"
         }
         ErrorKind::ShardHalted { .. } => "see the log of the node that answered",
@@ -167,6 +180,9 @@ fn document(error: &Error) -> String {
         message: String,
         may_have_applied: &'a str,
         retry_after_ms: u32,
+        /// The operation to ask about when it may have been applied.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        op: Option<String>,
         #[serde(flatten)]
         own: Map<String, Value>,
     }
@@ -180,6 +196,7 @@ fn document(error: &Error) -> String {
         message,
         may_have_applied: error.may_have_applied.as_str(),
         retry_after_ms: error.retry_after_ms,
+        op: error.op.map(|op| op.to_string()),
         own: own_fields(&error.kind),
     })
 }

@@ -6,8 +6,8 @@
 //! and one line or document (`errors`). Nothing here decides anything about data: routing,
 //! retries and what may have been applied are the client library's business.
 //!
-//! Invariants: `--timeout` bounds the whole command, reading standard input included; the process
-//! is never ended here, only `main` does that with the code that [`run`] returns.
+//! Invariants: `--timeout` bounds the whole command, reading standard input and closing writers included;
+//! the process is never ended here, only `main` does that with the code that [`run`] returns.
 
 mod args;
 mod cluster;
@@ -19,12 +19,12 @@ mod values;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 
-use annulus_types::Error;
+use annulus_client::Error;
 use clap::{CommandFactory, Parser};
 use serde::Serialize;
 
-use crate::args::{Action, Cli, ExplainWhat, RingWhat};
-use crate::commands::{Context, data, explain, look, ring};
+use crate::args::{Action, Cli, ExplainWhat, OpWhat, RingWhat};
+use crate::commands::{Context, batch, consent, data, explain, incr, look, op, operate, ring};
 use crate::output::{Answer, Format};
 
 /// The definition of the command line, for help texts and for being embedded.
@@ -46,6 +46,12 @@ async fn answer(args: &[OsString], terminal: bool) -> Answer {
     };
     let by_default = if terminal { Format::Table } else { Format::Json };
     let format = cli.global.output.unwrap_or(by_default);
+    // Before the time of the command begins: people may think as long as they like.
+    match consent::granted(&cli.action, terminal).await {
+        Ok(true) => {}
+        Ok(false) => return consent::declined(),
+        Err(error) => return errors::answer(&error, format, &cli.global.endpoints),
+    }
     let done = match Context::new(&cli.global, format) {
         Ok(context) => bounded(&context, &cli.action).await,
         Err(error) => Err(error),
@@ -53,7 +59,8 @@ async fn answer(args: &[OsString], terminal: bool) -> Answer {
     done.unwrap_or_else(|error| errors::answer(&error, format, &cli.global.endpoints))
 }
 
-/// Runs a command for as long as `--timeout` allows.
+/// Runs a command for as long as `--timeout` allows, and spends what is left of that on leaving nothing
+/// open in the cluster.
 async fn bounded(context: &Context, action: &Action) -> Result<Answer, Error> {
     // Boxed: it holds the futures of all commands.
     let work = Box::pin(dispatch(context, action));
@@ -61,6 +68,7 @@ async fn bounded(context: &Context, action: &Action) -> Result<Answer, Error> {
         Ok(done) => done,
         Err(_) => Err(context.out_of_time()),
     };
+    Box::pin(context.close()).await;
     if action.mutates() { done } else { done.map_err(errors::nothing_applied) }
 }
 
@@ -69,6 +77,11 @@ async fn dispatch(context: &Context, action: &Action) -> Result<Answer, Error> {
         Action::Put(args) => data::put(context, args).await,
         Action::Get(args) => data::get(context, args).await,
         Action::Delete(args) => data::delete(context, args).await,
+        Action::Incr(args) => incr::incr(context, args).await,
+        Action::Batch(args) => batch::batch(context, args).await,
+        Action::Op(args) => match &args.what {
+            OpWhat::Status(args) => op::status(context, args).await,
+        },
         Action::Status => look::status(context).await,
         Action::Nodes => look::nodes(context).await,
         Action::Groups => look::groups(context).await,
@@ -78,7 +91,14 @@ async fn dispatch(context: &Context, action: &Action) -> Result<Answer, Error> {
         },
         Action::Explain(args) => match &args.what {
             ExplainWhat::Key(key) => explain::key(context, key).await,
+            other => operate::explain(context, other).await,
         },
+        Action::Moves(args) => operate::moves(context, args).await,
+        Action::Rebalance(args) => operate::rebalance(context, args).await,
+        Action::Node(args) => operate::node(context, args).await,
+        Action::Leader(args) => operate::leader(context, args).await,
+        Action::Settings(args) => operate::settings(context, args).await,
+        Action::Manager(args) => operate::manager(context, args).await,
         Action::Version => Ok(version(context.format)),
     }
 }
@@ -130,15 +150,26 @@ mod tests {
             "kvctl",
             "kvctl fly",
             "kvctl get",
-            "kvctl get k --consistency session",
-            "kvctl get k --consistency bounded:500ms",
+            "kvctl get k --consistency strong",
+            "kvctl get k --consistency bounded:0ms",
+            "kvctl get k --session /",
             "kvctl get k --timeout 5",
             "kvctl ring",
             "kvctl explain",
+            "kvctl incr k --min",
+            "kvctl batch",
+            "kvctl batch -f /no/such/file",
+            "kvctl op status",
+            "kvctl op status op1-nothing",
             "kvctl get zz --hex",
             "kvctl get abc --base64",
             "kvctl get 00 --hex --base64",
             "kvctl get k --endpoints ,",
+            "kvctl node drain 2",
+            "kvctl node weight 2 1.234 --yes",
+            "kvctl rebalance pause",
+            "kvctl settings set rebalance sometimes --yes",
+            "kvctl settings set speed 3 --yes",
         ] {
             let answer = run_line(line).await;
             assert_eq!((answer.code, answer.out.len()), (2, 0), "{line}: {}", answer.err);
@@ -149,16 +180,16 @@ mod tests {
     #[tokio::test]
     async fn with_json_a_refused_command_line_is_one_document() {
         for line in [
-            "kvctl -o json get k --consistency session",
-            "kvctl get k --consistency session --output=jsonl",
-            "kvctl get k --consistency session -ojson",
+            "kvctl -o json get k --consistency strong",
+            "kvctl get k --consistency strong --output=jsonl",
+            "kvctl get k --consistency strong -ojson",
         ] {
             let answer = run_line(line).await;
             let error = error_of(&answer);
             assert_eq!((answer.code, &error["kind"]), (2, &Value::from("BadRequest")), "{line}");
             assert_eq!(error["may_have_applied"], "no", "{line}");
             let message = error["message"].as_str().unwrap();
-            assert!(message.contains("not part of this version"), "{message}");
+            assert!(message.contains("there are linearizable, session"), "{message}");
         }
         let error = error_of(&run_line("kvctl -o json get zz --hex").await);
         assert_eq!(error["field"], "key");
@@ -173,6 +204,8 @@ mod tests {
             ("kvctl --help", "Exit codes"),
             ("kvctl get --help", "kvctl get user:1 --receipt"),
             ("kvctl explain key --help", "--endpoints"),
+            ("kvctl batch --help", r#"{"op": "put", "key": "{bank}:ada", "value": "90"}"#),
+            ("kvctl op status --help", "op1-"),
             ("kvctl --version", env!("CARGO_PKG_VERSION")),
             ("kvctl -o table version", "kvctl "),
             ("kvctl version -o json", "{\"version\":\""),

@@ -1,23 +1,24 @@
 //! Keys and values between the command line, the wire and the screen: UTF-8 text, hexadecimal
-//! digits or base64, and standard input for values.
+//! digits or base64, and standard input or a file for what is too much for a line.
 //!
 //! Does not know any command. Decoding is strict: a digit out of place, a missing digit or bits
 //! that no encoder would write are refused instead of guessed at, because a key that is decoded
 //! differently twice is two keys. Every failure is a [`BadRequest`](annulus_types::ErrorKind)
 //! raised before anything was sent.
 
-use std::io::Read;
+use std::io::{self, BufRead, Read};
+use std::path::Path;
 
-use annulus_runtime::{OnEnd, Tasks};
-use annulus_types::{Error, limits};
+use annulus_client::Error;
+use annulus_runtime::{OnEnd, RealDisk, Tasks, disk};
+use annulus_types::limits;
 use bytes::Bytes;
-
-/// The largest value that any cluster can be set up for, bytes: more is not even read from
-/// standard input.
-const STDIN_BYTES_MOST: usize = 8 * 1024 * 1024;
 
 const BASE64_DIGITS: &[u8; 64] =
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// More than anybody answers to a question.
+const LINE_BYTES: u64 = 1024;
 
 /// How keys and values are written on the command line and in tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,31 +103,103 @@ pub fn json_forms(bytes: &[u8]) -> (Option<String>, Option<String>) {
     }
 }
 
-/// All of standard input, as it is. The reader is a thread of its own: it cannot be interrupted,
-/// so a command whose time is up leaves it behind instead of waiting for it.
+/// All of standard input, as it is; `field` names it in errors.
 ///
 /// # Errors
-/// When standard input cannot be read or holds more than any cluster would store.
-pub async fn read_stdin() -> Result<Bytes, Error> {
-    let failed = |why: String| Error::bad_request("value", format!("standard input: {why}"));
+/// When standard input cannot be read or holds more than `bytes_most`.
+pub async fn read_stdin(field: &str, bytes_most: u64) -> Result<Bytes, Error> {
+    let read = read_aside(move || {
+        let mut bytes = Vec::new();
+        // One byte more than allowed, to tell "exactly full" from "too much".
+        std::io::stdin().lock().take(bytes_most + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    });
+    let failed = |why: String| Error::bad_request(field, format!("standard input: {why}"));
+    match read.await {
+        Ok(bytes) if bytes.len() as u64 > bytes_most => {
+            Err(failed(format!("more than {bytes_most} bytes")))
+        }
+        Ok(bytes) => Ok(bytes),
+        Err(why) => Err(failed(why)),
+    }
+}
+
+/// The next line of standard input, for the answer to a question; empty at its end.
+///
+/// # Errors
+/// When standard input cannot be read or the line is not text.
+pub async fn read_line() -> Result<String, Error> {
+    let read = read_aside(|| {
+        let mut line = Vec::new();
+        std::io::stdin().lock().take(LINE_BYTES).read_until(b'\n', &mut line)?;
+        Ok(line)
+    });
+    let failed =
+        |why: String| Error::bad_request("yes", format!("the answer could not be read: {why}"));
+    let line = read.await.map_err(failed)?;
+    String::from_utf8(line.to_vec()).map_err(|_| failed("it is not text".to_owned()))
+}
+
+/// All of a file; `field` names it in errors.
+///
+/// # Errors
+/// When the file cannot be read or holds more than `bytes_most`.
+pub async fn read_file(field: &str, path: &Path, bytes_most: u64) -> Result<Bytes, Error> {
+    let owned = path.to_owned();
+    let read = read_aside(move || disk::read_file(&RealDisk, &owned, bytes_most)).await;
+    read.map_err(|why| Error::bad_request(field, format!("{}: {why}", path.display())))
+}
+
+/// All of a file, nothing if there is none; `field` names it in errors.
+///
+/// # Errors
+/// When the file is there but cannot be read or holds more than `bytes_most`.
+pub async fn read_file_if_any(field: &str, path: &Path, bytes_most: u64) -> Result<Bytes, Error> {
+    let owned = path.to_owned();
+    let read = read_aside(move || match disk::read_file(&RealDisk, &owned, bytes_most) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read,
+    });
+    read.await.map_err(|why| Error::bad_request(field, format!("{}: {why}", path.display())))
+}
+
+/// Replaces a file, or makes it: whoever reads it finds the old content or the new one, whole. `field` names
+/// it in errors.
+///
+/// # Errors
+/// When the file cannot be written.
+pub async fn replace_file(field: &str, path: &Path, content: Bytes) -> Result<(), Error> {
+    let owned = path.to_owned();
+    let written = read_aside(move || {
+        let Some(name) = owned.file_name().and_then(|name| name.to_str()) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file"));
+        };
+        // The folder of a bare name is the current one.
+        let folder = owned.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or_else(|| Path::new("."));
+        disk::replace_file(&RealDisk, folder, name, &content)?;
+        Ok(Vec::new())
+    });
+    let failed = |why: String| Error::bad_request(field, format!("{}: {why}", path.display()));
+    written.await.map(|_| ()).map_err(failed)
+}
+
+/// Works on a thread of its own: that cannot be interrupted, so a command whose time is up leaves it behind
+/// instead of waiting for it.
+async fn read_aside(
+    read: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
+) -> Result<Bytes, String> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     Tasks::new()
-        .spawn_thread("stdin", OnEnd::Ignore, move || {
-            let mut bytes = Vec::new();
-            // One byte more than allowed, to tell "exactly full" from "too much".
-            let most = STDIN_BYTES_MOST as u64 + 1;
-            let read = std::io::stdin().lock().take(most).read_to_end(&mut bytes);
+        .spawn_thread("input", OnEnd::Ignore, move || {
             // Nobody listens any more when the command ran out of time.
-            let _ = sender.send(read.map(|_| bytes));
+            let _ = sender.send(read());
         })
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| error.to_string())?;
     match receiver.await {
-        Ok(Ok(bytes)) if bytes.len() > STDIN_BYTES_MOST => {
-            Err(failed(format!("more than {STDIN_BYTES_MOST} bytes")))
-        }
         Ok(Ok(bytes)) => Ok(Bytes::from(bytes)),
-        Ok(Err(error)) => Err(failed(error.to_string())),
-        Err(_) => Err(failed("the reader ended early".to_owned())),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the reader ended early".to_owned()),
     }
 }
 
@@ -290,5 +363,45 @@ mod tests {
     fn json_holds_text_when_it_can() {
         assert_eq!(json_forms(b"a\x1b"), (Some("a\x1b".to_owned()), None));
         assert_eq!(json_forms(&[0xc3]), (None, Some("ww==".to_owned())));
+    }
+
+    #[tokio::test]
+    async fn a_file_is_replaced_and_may_be_absent() {
+        use annulus_runtime::Disk;
+
+        let folder = std::env::temp_dir().join(format!("annulus-values-{}", std::process::id()));
+        RealDisk.create_dir_all(&folder).unwrap();
+        let path = folder.join("kept");
+        let none = read_file_if_any("session", &path, 8).await;
+        for content in ["first", "second"] {
+            let written = replace_file("session", &path, Bytes::from(content)).await;
+            assert_eq!(written, Ok(()));
+            assert_eq!(read_file_if_any("session", &path, 8).await, Ok(Bytes::from(content)));
+        }
+        let names = RealDisk.list(&folder).unwrap();
+        let too_long = read_file_if_any("session", &path, 5).await;
+        let nowhere = replace_file("session", &path.join("below"), Bytes::new()).await;
+        RealDisk.remove_dir_all(&folder).unwrap();
+        assert_eq!(none, Ok(Bytes::new()));
+        assert_eq!(names, ["kept"]);
+        for error in [too_long.unwrap_err(), nowhere.unwrap_err()] {
+            let ErrorKind::BadRequest { field, message } = &error.kind else { panic!("{error:?}") };
+            assert_eq!(field, "session");
+            assert!(message.contains("kept"), "{message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_whole_up_to_its_limit() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+        let text = include_bytes!("../Cargo.toml");
+        let read = read_file("file", &path, text.len() as u64).await;
+        assert_eq!(read.as_deref(), Ok(&text[..]));
+        for (path, limit) in [(path.clone(), text.len() as u64 - 1), (path.join("none"), 1_000)] {
+            let error = read_file("file", &path, limit).await.unwrap_err();
+            let ErrorKind::BadRequest { field, message } = &error.kind else { panic!("{error:?}") };
+            assert_eq!(field, "file");
+            assert!(message.contains("Cargo.toml"), "{message}");
+        }
     }
 }

@@ -1,8 +1,6 @@
 //! Stories of the route cache: three nodes, one group, one shard.
 
-use annulus_types::{
-    Epoch, MemberRoute, NodeInfo, ReplicaId, Revision, ServedBy, ShardId, ShardRoute,
-};
+use annulus_types::{Epoch, MemberRoute, NodeInfo, ReplicaId, Revision, ServedBy, ShardRoute};
 
 use super::*;
 
@@ -49,7 +47,8 @@ fn cache(leader: Option<u32>) -> RouteCache {
 }
 
 fn target(id: u32) -> Target {
-    Target { group: GROUP, node: NodeId(id), addr: format!("node{id}:7400") }
+    let addr = format!("node{id}:7400");
+    Target { shard: ShardId(0), group: GROUP, node: NodeId(id), addr }
 }
 
 fn receipt(role: Role, mode: Mode, table_version: u64) -> Receipt {
@@ -86,6 +85,33 @@ fn the_leader_is_asked_first_then_home_then_the_others() {
     assert_eq!(next(&cache, Want::Leader, Some(2)), 3);
     assert_eq!(next(&cache, Want::Leader, Some(3)), 1);
     assert_eq!(next(&cache, Want::Leader, Some(1)), 2);
+}
+
+#[test]
+fn of_the_replicas_the_leader_is_asked_last_unless_it_is_its_turn() {
+    let cache = cache(Some(3));
+    let order = |turn| {
+        let want = Want::Replica { turn };
+        let first = next(&cache, want, None);
+        let second = next(&cache, want, Some(first));
+        [first, second, next(&cache, want, Some(second))]
+    };
+    assert_eq!((order(0), order(1), order(2)), ([2, 1, 3], [3, 1, 2], [1, 2, 3]));
+    let turn = usize::MAX - 2;
+    assert_eq!(order(turn)[0], order(turn % 3)[0]);
+    // After the last one, the first one again.
+    assert_eq!(next(&cache, Want::Replica { turn: 0 }, Some(3)), 2);
+}
+
+#[test]
+fn an_answer_that_nobody_vouched_for_names_no_leader() {
+    for (mode, leader) in
+        [(Mode::Any, 1), (Mode::Session, 1), (Mode::Bounded, 1), (Mode::Linearizable, 3)]
+    {
+        let mut cache = cache(Some(1));
+        cache.answered(&target(3), &receipt(Role::Leader, mode, 1), 0);
+        assert_eq!(next(&cache, Want::Leader, None), leader, "{mode}");
+    }
 }
 
 #[test]

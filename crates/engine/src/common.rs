@@ -1,5 +1,5 @@
-//! What the engines share: batches reduced to their last changes, ranges, errors and the guard
-//! around opening.
+//! What the engines share: batches reduced to their last changes, reads with an end, ranges, errors
+//! and the guard around opening.
 //!
 //! Owns no state. Lengths are checked here, before an engine sees a batch, so that a key that one
 //! engine cannot hold is refused by all of them, and whole.
@@ -48,6 +48,29 @@ pub(crate) fn last_changes(batch: Batch) -> Result<LastChanges, EngineError> {
         last.insert(key, value);
     }
     Ok(last)
+}
+
+/// Reads `always`, and then `keys` until their values have `bytes_most` bytes together.
+pub(crate) fn read_within(
+    always: &[&[u8]],
+    keys: &[&[u8]],
+    bytes_most: usize,
+    mut read: impl FnMut(&[u8]) -> Result<Option<Bytes>, EngineError>,
+) -> Result<Vec<Option<Bytes>>, EngineError> {
+    let mut values = Vec::with_capacity(always.len() + keys.len());
+    for &key in always {
+        values.push(read(key)?);
+    }
+    let mut bytes = 0;
+    for &key in keys {
+        let value = read(key)?;
+        bytes += value.as_ref().map_or(0, Bytes::len);
+        values.push(value);
+        if bytes >= bytes_most {
+            break;
+        }
+    }
+    Ok(values)
 }
 
 /// The same keys, with a start that is not above the end; some maps panic on the other order.

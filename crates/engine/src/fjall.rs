@@ -36,6 +36,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::common::{
     APPLY, LastChanges, OPEN, READ, after, cut, guarded, is_environment, last_changes, ordered,
+    read_within,
 };
 use crate::{Batch, Engine, EngineError, EngineStats, Row, View};
 
@@ -140,6 +141,21 @@ impl Engine for FjallEngine {
     fn get(&self, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, EngineError> {
         let snapshot = self.now();
         keys.iter().map(|key| value_of(&self.keyspace, &snapshot, key)).collect()
+    }
+
+    fn get_within(
+        &self,
+        always: &[&[u8]],
+        keys: &[&[u8]],
+        bytes_most: usize,
+    ) -> Result<Vec<Option<Bytes>>, EngineError> {
+        let snapshot = self.now();
+        read_within(always, keys, bytes_most, |key| value_of(&self.keyspace, &snapshot, key))
+    }
+
+    /// A block that is not cached is read from its table.
+    fn may_block(&self) -> bool {
+        true
     }
 
     fn rows(&self, range: Range<Bytes>, limit: usize) -> Result<Vec<Row>, EngineError> {

@@ -114,8 +114,8 @@ pub struct EngineStats {
     pub bytes: u64,
 }
 
-/// An ordered map with atomic batches. All calls may block on a disk; writers are serialised by the
-/// engine.
+/// An ordered map with atomic batches. All calls may block on a disk, unless [`Engine::may_block`] says
+/// no; writers are serialised by the engine.
 pub trait Engine: Send + Sync + Debug {
     /// Applies a batch atomically. Visible on return; durable only after [`Engine::make_durable`].
     /// Keys have 1 to 65,535 bytes and values less than 4 GiB; an empty batch does nothing.
@@ -130,6 +130,30 @@ pub trait Engine: Send + Sync + Debug {
     /// # Errors
     /// As the engine says.
     fn get(&self, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, EngineError>;
+
+    /// As [`Engine::get`] of `always` and then `keys`, but ends with the value with which those of `keys`
+    /// have `bytes_most` bytes together, so that nobody who asks for much holds all of it: fewer values
+    /// than keys mean that the rest was left out. At least the first of `keys` is read.
+    ///
+    /// An engine that does not do better reads everything and then leaves out.
+    ///
+    /// # Errors
+    /// As the engine says.
+    fn get_within(
+        &self,
+        always: &[&[u8]],
+        keys: &[&[u8]],
+        bytes_most: usize,
+    ) -> Result<Vec<Option<Bytes>>, EngineError> {
+        let all: Vec<&[u8]> = always.iter().chain(keys).copied().collect();
+        let mut values = self.get(&all)?.into_iter();
+        common::read_within(always, keys, bytes_most, |_| Ok(values.next().flatten()))
+    }
+
+    /// Whether a read may wait on a disk. Whoever must not wait reads such an engine on another thread.
+    fn may_block(&self) -> bool {
+        true
+    }
 
     /// Up to `limit` rows of `range` in key order, all read at one moment. As [`View::rows`].
     ///

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use crate::common::{cut, last_changes, ordered};
+use crate::common::{cut, last_changes, ordered, read_within};
 use crate::{Batch, Engine, EngineError, EngineStats, Row, View};
 
 /// See the module.
@@ -83,6 +83,20 @@ impl Engine for MemoryEngine {
     fn get(&self, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, EngineError> {
         let state = self.state.read();
         Ok(keys.iter().map(|key| state.rows.get(*key).cloned()).collect())
+    }
+
+    fn get_within(
+        &self,
+        always: &[&[u8]],
+        keys: &[&[u8]],
+        bytes_most: usize,
+    ) -> Result<Vec<Option<Bytes>>, EngineError> {
+        let state = self.state.read();
+        read_within(always, keys, bytes_most, |key| Ok(state.rows.get(key).cloned()))
+    }
+
+    fn may_block(&self) -> bool {
+        false
     }
 
     fn rows(&self, range: Range<Bytes>, limit: usize) -> Result<Vec<Row>, EngineError> {

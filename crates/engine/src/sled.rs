@@ -50,6 +50,7 @@ use parking_lot::{Mutex, RwLock};
 use self::former::Former;
 use crate::common::{
     APPLY, LastChanges, OPEN, READ, cut, guarded, is_environment, last_changes, ordered,
+    read_within,
 };
 use crate::{Batch, Engine, EngineError, EngineStats, Row, View};
 
@@ -212,6 +213,23 @@ impl Engine for SledEngine {
             .map(|key| self.shared.value_of(key))
             .collect::<::sled::Result<Vec<_>>>()
             .map_err(|error| EngineError::failed(READ, error))
+    }
+
+    fn get_within(
+        &self,
+        always: &[&[u8]],
+        keys: &[&[u8]],
+        bytes_most: usize,
+    ) -> Result<Vec<Option<Bytes>>, EngineError> {
+        let _moment = self.shared.gate.read();
+        read_within(always, keys, bytes_most, |key| {
+            self.shared.value_of(key).map_err(|error| EngineError::failed(READ, error))
+        })
+    }
+
+    /// A page that is not cached is read from the file, and a running batch is waited for.
+    fn may_block(&self) -> bool {
+        true
     }
 
     fn rows(&self, range: Range<Bytes>, limit: usize) -> Result<Vec<Row>, EngineError> {

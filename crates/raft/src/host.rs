@@ -122,6 +122,8 @@ pub struct Host {
     pub(crate) groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     /// Replicas whose state is lost, with the reason: trying again would read all files again.
     absent: Mutex<BTreeMap<StreamId, (u64, String)>>,
+    /// Replicas that are closed and whose parts have not ended yet.
+    pub(crate) closing: Mutex<BTreeMap<StreamId, Arc<Group>>>,
     /// Replicas are opened and destroyed one after another.
     pub(crate) opening: tokio::sync::Mutex<()>,
     weaken: WeakenHost,
@@ -213,6 +215,7 @@ impl Host {
             snapshots,
             groups: RwLock::new(BTreeMap::new()),
             absent: Mutex::default(),
+            closing: Mutex::default(),
             opening: tokio::sync::Mutex::new(()),
             weaken,
         });
@@ -309,6 +312,19 @@ impl Host {
     #[must_use]
     pub fn is_linked(&self, node: NodeId) -> bool {
         self.links.is_up(node)
+    }
+
+    /// Takes the incarnation that the manager admits of each node: from now on no other one is heard, and
+    /// one that was admitted before is refused for ever (N1). They are durable on return. The caller
+    /// takes them only from a table that is not older than any that it took before.
+    ///
+    /// # Errors
+    /// When they cannot be written; the table must then not count as taken.
+    pub async fn admit(&self, admitted: &[(NodeId, u64)]) -> std::io::Result<()> {
+        let own = self.options.info.id;
+        let others: Vec<(NodeId, u64)> =
+            admitted.iter().copied().filter(|(node, _)| *node != own).collect();
+        self.lives.admit(&others).await
     }
 
     /// Who this node is.
@@ -531,7 +547,10 @@ impl Host {
             loop {
                 let state = metrics.borrow_watched().running_state.clone();
                 if let Err(fatal) = state {
-                    watched.replica.halt(&fatal.to_string());
+                    // That it stops with its node is no news.
+                    if !watched.env.tasks.is_stopping() {
+                        watched.replica.halt(&fatal.to_string());
+                    }
                     return;
                 }
                 if metrics.changed().await.is_err() {

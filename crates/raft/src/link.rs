@@ -277,6 +277,10 @@ impl Link {
                     if frame.incarnation != life {
                         return Ended::Broken("another life of the peer speaks");
                     }
+                    // Before the link is up only what tells of the life is taken, which is judged.
+                    if self.is_up() && self.lives.is_replaced(self.peer, life) {
+                        return Ended::Refused("the manager admits another life of the peer");
+                    }
                     let Some(told) = self.take(frame, &mut assembler) else {
                         return Ended::Broken("the peer sent what makes no sense");
                     };

@@ -10,12 +10,25 @@
 //! - a new start whose log ended below what an earlier start told to be durable: the log was set back;
 //! - a pong of a known start that tells less than was known of it when the ping left: the machine was
 //!   set back together with its memory;
-//! - another incarnation than the one remembered. Which of two counts is the manager's to say; until it
-//!   does, the one that was seen first is heard.
+//! - another incarnation than the one remembered, or admitted. Which of two counts is the manager's to
+//!   say ([`Lives::admit`]); until it does, the one that was seen first is heard.
+//! - an incarnation that the manager had admitted and gave up for another one.
 //!
-//! All but the last are final: the folder is dead, and its node is told so. The first three concern a
-//! start, beside which another one of the same folder may be sound. The fourth concerns all that comes
-//! of the folder, and is remembered: the next thing that it says may fit again.
+//! All but the last but one are final: the folder is dead, and its node is told so. The first three
+//! concern a start, beside which another one of the same folder may be sound. The fourth concerns all
+//! that comes of the folder, and is remembered: the next thing that it says may fit again.
+//!
+//! # Admission
+//!
+//! The manager's table comes with the incarnation that it admits of each node. One that differs from what
+//! is remembered takes its place: the remembered start is forgotten, and nothing but the admitted
+//! incarnation is heard from then on, also if it was never heard yet. The one that had been admitted before
+//! is refused for ever, whatever is said of it later. One that was only seen first is refused, and not told
+//! that it is dead: it may be the next one that is admitted, which this node has heard early.
+//!
+//! This module takes admissions in the order in which they come. That a late one never undoes a newer
+//! one is the work of the node that takes the table: it listens to no era, term or table version that is
+//! lower than one that it obeyed (H6), and every admission raises the table's version.
 //!
 //! # No sound node is refused
 //!
@@ -46,6 +59,9 @@
 //!
 //! - A start that is new to this node is durable here before anything of it is heard or answered. A
 //!   higher position counts at once and is written within about a second of its telling.
+//! - An admission is durable here before anything of the admitted life is heard, and before the manager
+//!   is told that the table was taken: it does not come a second time.
+//! - What was said over a link before an admission counts; nothing that comes later does.
 //! - One write at a time, each of all that is remembered when it begins: an older state never replaces
 //!   a newer one.
 //! - What was read at the start is on the disk for certain only when it is written again: the process
@@ -54,22 +70,24 @@
 //! # Failure
 //!
 //! A file that is missing, or whose bytes make no sense, is an empty memory; the second is said. Other
-//! peers still remember. A file that does not read, or is of another version, is no empty memory, which
-//! would replace it: the host does not start. While the file cannot be written no start that is new
-//! gets an answer.
+//! peers still remember, and the next table says again who is admitted. A file that does not read, or is
+//! of another version, is no empty memory, which would replace it: the host does not start. While the
+//! file cannot be written no start that is new gets an answer.
 //!
 //! # The file
 //!
 //! ```text
 //! file `peers` in the data folder, numbers big-endian:
 //!   version u8 = 1
-//!   | per node, by id: node u32 | incarnation u64 | boot counter u64 | boot id u64
-//!                      | segment u64 | offset u64 | dead u8
+//!   | per node, by id: node u32 | admitted incarnation u64, 0: not told yet
+//!                      | count u8 | so many former incarnations u64 each, in the order of their end
+//!                      | heard u8: 0 nothing, 1 a start, 2 a start of a dead folder; unless 0:
+//!                        | incarnation u64 | boot counter u64 | boot id u64 | segment u64 | offset u64
 //!   | crc32 of all before u32
 //! ```
 //!
-//! Segment and offset are the highest position that the start told. Dead is 1 for the fourth case above,
-//! else 0. Version and checksum stay where they are in every version.
+//! Segment and offset are the highest position that the start told. A dead folder is the fourth case
+//! above. Version and checksum stay where they are in every version.
 
 use std::cmp::Ordering as Order;
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,7 +102,7 @@ use annulus_runtime::disk::{read_file, replace_file};
 use annulus_runtime::{BootTime, Disk, Env, OnEnd};
 use annulus_types::NodeId;
 use annulus_wal::Position;
-use bytes::{Buf as _, BufMut as _};
+use bytes::BufMut as _;
 use parking_lot::Mutex;
 
 use crate::host::HostError;
@@ -96,12 +114,14 @@ mod tests;
 
 const FILE: &str = "peers";
 const VERSION: u8 = 1;
+/// Former incarnations of a node that are remembered; of more than these the last ones.
+const FORMER_MOST: usize = 64;
 /// Of one node in the file.
-const NODE_BYTES: usize = 45;
+const NODE_BYTES_MOST: usize = 4 + 8 + 1 + FORMER_MOST * 8 + 1 + 5 * 8;
 /// Nodes that are remembered. A bound on memory and file, far above what one cluster has.
 const NODES_MOST: usize = 4096;
 /// Version, nodes, checksum.
-const FILE_BYTES_MOST: usize = 1 + NODES_MOST * NODE_BYTES + 4;
+const FILE_BYTES_MOST: usize = 1 + NODES_MOST * NODE_BYTES_MOST + 4;
 /// Refused starts of which it is known that they were said. Beyond that some are said again.
 const SAID_MOST: usize = 4096;
 /// Between two writes that only higher positions ask for.
@@ -144,7 +164,7 @@ impl Life {
     }
 }
 
-/// What is remembered of a node: its newest start.
+/// What is remembered of the newest start of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
     incarnation: u64,
@@ -168,6 +188,17 @@ impl Known {
     }
 }
 
+/// What is remembered of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Past {
+    /// The incarnation that the manager admits, once it was told; the only one that is heard then.
+    admitted: Option<u64>,
+    /// Those that were admitted before, in the order in which they were given up.
+    former: Vec<u64>,
+    /// What was heard, of the admitted incarnation if there is one.
+    known: Option<Known>,
+}
+
 /// For people.
 fn place(Position { segment, offset }: Position) -> String {
     format!("segment {segment}, byte {offset}")
@@ -188,7 +219,84 @@ enum Verdict {
 
 /// The lives that were told, by node. Knows no disk and no time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Memory(BTreeMap<NodeId, Known>);
+struct Memory(BTreeMap<NodeId, Past>);
+
+fn take_u8(rows: &mut &[u8]) -> Option<u8> {
+    let (number, rest) = rows.split_first()?;
+    *rows = rest;
+    Some(*number)
+}
+
+fn take_u32(rows: &mut &[u8]) -> Option<u32> {
+    let (number, rest) = rows.split_first_chunk::<4>()?;
+    *rows = rest;
+    Some(u32::from_be_bytes(*number))
+}
+
+fn take_u64(rows: &mut &[u8]) -> Option<u64> {
+    let (number, rest) = rows.split_first_chunk::<8>()?;
+    *rows = rest;
+    Some(u64::from_be_bytes(*number))
+}
+
+impl Past {
+    /// Why an incarnation is not heard, whatever it tells, and whether it never will be.
+    fn keeps_out(&self, node: NodeId, incarnation: u64) -> Option<(String, bool)> {
+        if self.former.contains(&incarnation) {
+            let reason = format!(
+                "node {node} goes on with another data folder, for which {incarnation:016x} was given up"
+            );
+            return Some((reason, true));
+        }
+        let admitted = self.admitted.filter(|admitted| *admitted != incarnation)?;
+        let reason = format!(
+            "node {node} is admitted with data folder {admitted:016x}, not with {incarnation:016x}"
+        );
+        Some((reason, false))
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.admitted.unwrap_or(0));
+        // No more than `FORMER_MOST`.
+        out.put_u8(u8::try_from(self.former.len()).unwrap_or(u8::MAX));
+        for former in &self.former {
+            out.put_u64(*former);
+        }
+        let Some(known) = &self.known else { return out.put_u8(0) };
+        out.put_u8(1 + u8::from(known.is_dead));
+        out.put_u64(known.incarnation);
+        out.put_u64(known.boot_counter);
+        out.put_u64(known.boot_id);
+        out.put_u64(known.position.segment);
+        out.put_u64(known.position.offset);
+    }
+
+    fn take(rows: &mut &[u8]) -> Option<Self> {
+        let admitted = Some(take_u64(rows)?).filter(|admitted| *admitted != 0);
+        let count = usize::from(take_u8(rows)?);
+        if count > FORMER_MOST {
+            return None;
+        }
+        let mut former = Vec::with_capacity(count);
+        for _ in 0..count {
+            former.push(take_u64(rows)?);
+        }
+        let is_dead = match take_u8(rows)? {
+            0 => return Some(Self { admitted, former, known: None }),
+            1 => false,
+            2 => true,
+            _ => return None,
+        };
+        let known = Known {
+            incarnation: take_u64(rows)?,
+            boot_counter: take_u64(rows)?,
+            boot_id: take_u64(rows)?,
+            position: Position { segment: take_u64(rows)?, offset: take_u64(rows)? },
+            is_dead,
+        };
+        Some(Self { admitted, former, known: Some(known) })
+    }
+}
 
 /// Why bytes are no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,16 +309,19 @@ enum Undecoded {
 impl Memory {
     /// For an answer, `asked` is what was remembered of the node when the question left.
     fn judge(&mut self, node: NodeId, told: Life, asked: Option<Known>) -> Verdict {
-        let is_full = self.0.len() >= NODES_MOST;
-        let Some(known) = self.0.get_mut(&node) else {
-            if is_full {
-                let reason = format!("{NODES_MOST} other nodes are remembered already");
-                return Verdict::Refused { reason, dead: false };
-            }
-            self.0.insert(node, Known::begin(told));
+        if self.is_full_for(node) {
+            let reason = format!("{NODES_MOST} other nodes are remembered already");
+            return Verdict::Refused { reason, dead: false };
+        }
+        let past = self.0.entry(node).or_default();
+        if let Some((reason, dead)) = past.keeps_out(node, told.incarnation) {
+            return Verdict::Refused { reason, dead };
+        }
+        let dead = |reason| Verdict::Refused { reason, dead: true };
+        let Some(known) = &mut past.known else {
+            past.known = Some(Known::begin(told));
             return Verdict::Newer { vital: true };
         };
-        let dead = |reason| Verdict::Refused { reason, dead: true };
         let start = told.boot_counter;
         if told.incarnation != known.incarnation {
             let reason = format!(
@@ -264,17 +375,43 @@ impl Memory {
         }
     }
 
+    /// Whether there is no room for one more node, and this would be one.
+    fn is_full_for(&self, node: NodeId) -> bool {
+        self.0.len() >= NODES_MOST && !self.0.contains_key(&node)
+    }
+
+    /// Takes what the manager says of a node; returns whether that is new. A former incarnation does not
+    /// come back, whoever says so.
+    fn admit(&mut self, node: NodeId, incarnation: u64) -> bool {
+        // 0: the manager does not know which.
+        if incarnation == 0 || self.is_full_for(node) {
+            return false;
+        }
+        let past = self.0.entry(node).or_default();
+        if past.admitted == Some(incarnation) || past.former.contains(&incarnation) {
+            return false;
+        }
+        if let Some(former) = past.admitted.replace(incarnation) {
+            if past.former.len() >= FORMER_MOST {
+                past.former.remove(0);
+            }
+            past.former.push(former);
+        }
+        past.known = past.known.filter(|known| known.incarnation == incarnation);
+        true
+    }
+
+    /// Whether the manager admits another incarnation of the node than this one.
+    fn is_replaced(&self, node: NodeId, incarnation: u64) -> bool {
+        let admitted = self.0.get(&node).and_then(|past| past.admitted);
+        admitted.is_some_and(|admitted| admitted != incarnation)
+    }
+
     fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(1 + self.0.len() * NODE_BYTES + 4);
-        out.put_u8(VERSION);
-        for (node, known) in &self.0 {
+        let mut out = vec![VERSION];
+        for (node, past) in &self.0 {
             out.put_u32(node.0);
-            out.put_u64(known.incarnation);
-            out.put_u64(known.boot_counter);
-            out.put_u64(known.boot_id);
-            out.put_u64(known.position.segment);
-            out.put_u64(known.position.offset);
-            out.put_u8(u8::from(known.is_dead));
+            past.encode(&mut out);
         }
         let crc = crc32fast::hash(&out);
         out.put_u32(crc);
@@ -290,24 +427,11 @@ impl Memory {
         if *version != VERSION {
             return Err(Undecoded::Version(*version));
         }
-        if !nodes.len().is_multiple_of(NODE_BYTES) {
-            return Err(Undecoded::Damaged);
-        }
         let mut memory = Self::default();
-        while nodes.has_remaining() {
-            let node = NodeId(nodes.get_u32());
-            let known = Known {
-                incarnation: nodes.get_u64(),
-                boot_counter: nodes.get_u64(),
-                boot_id: nodes.get_u64(),
-                position: Position { segment: nodes.get_u64(), offset: nodes.get_u64() },
-                is_dead: match nodes.get_u8() {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(Undecoded::Damaged),
-                },
-            };
-            memory.0.insert(node, known);
+        while !nodes.is_empty() {
+            let node = NodeId(take_u32(&mut nodes).ok_or(Undecoded::Damaged)?);
+            let past = Past::take(&mut nodes).ok_or(Undecoded::Damaged)?;
+            memory.0.insert(node, past);
         }
         Ok(memory)
     }
@@ -384,6 +508,22 @@ impl Held {
         verdict
     }
 
+    /// As [`Memory::admit`] for each of them, and counts what changes. Returns the change that must be
+    /// durable for them.
+    fn admit(&mut self, admitted: &[(NodeId, u64)]) -> u64 {
+        let mut needed = FIRST_CHANGE;
+        for (node, incarnation) in admitted {
+            if self.memory.admit(*node, *incarnation) {
+                let folder = format!("{incarnation:016x}");
+                tracing::info!(peer = %node, folder, "a peer's data folder is admitted");
+                self.changes += 1;
+                self.vital.insert(*node, self.changes);
+            }
+            needed = needed.max(self.vital.get(node).copied().unwrap_or(FIRST_CHANGE));
+        }
+        needed
+    }
+
     /// Whether it was not said yet that this start is refused. A refused node tries again and again.
     fn is_news(&mut self, node: NodeId, told: Life) -> bool {
         if self.said.len() >= SAID_MOST {
@@ -438,7 +578,31 @@ impl Lives {
 
     /// What is remembered of a node now, for a question that leaves after this.
     pub(crate) fn remembered(&self, node: NodeId) -> Option<Known> {
-        self.held.lock().memory.0.get(&node).copied()
+        self.held.lock().memory.0.get(&node).and_then(|past| past.known)
+    }
+
+    /// Whether the manager admits another life of the node than this one: what still comes of it over a
+    /// link that was accepted before is not heard any more.
+    pub(crate) fn is_replaced(&self, node: NodeId, incarnation: u64) -> bool {
+        self.held.lock().memory.is_replaced(node, incarnation)
+    }
+
+    /// Takes the incarnations that the manager admits; see the module for what becomes of others. On
+    /// return they are durable. They must come from a table that is not older than the one that the last
+    /// call's came with.
+    ///
+    /// # Errors
+    /// When they cannot be written. They count all the same, and nobody of them is heard who is new.
+    pub(crate) async fn admit(self: &Arc<Self>, admitted: &[(NodeId, u64)]) -> io::Result<()> {
+        if self.weaken.forget_lives() {
+            return Ok(());
+        }
+        let needed = self.held.lock().admit(admitted);
+        if needed <= self.durable.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let lives = Arc::clone(self);
+        self.waits.run(move || lives.store(needed)).await
     }
 
     /// Judges what a node tells of its life, unasked. On return it is remembered, a new start durably.

@@ -126,6 +126,29 @@ pub trait Machine: Send + Sync + 'static {
 const STATE: u8 = 0;
 const STATE_VERSION: u8 = 1;
 
+/// The row of the engine in which a group's replica keeps its own state. The batch of every entry sets
+/// it: whoever reads it together with data, at one moment of the engine, knows the group's time at
+/// exactly that state (R3).
+#[must_use]
+pub fn state_key(group: GroupId) -> Bytes {
+    GroupState::key(group)
+}
+
+/// The group's time that such a row tells, milliseconds; 0 before there is one.
+///
+/// # Errors
+/// When the row does not decode.
+pub fn group_time_of(row: Option<&[u8]>) -> Result<u64, EngineError> {
+    let Some(mut row) = row else { return Ok(0) };
+    match (row.try_get_u8(), row.try_get_u8(), row.try_get_u64()) {
+        (Ok(STATE_VERSION), Ok(_), Ok(group_time_ms)) => Ok(group_time_ms),
+        _ => Err(EngineError::Failed {
+            action: "read a group's time",
+            reason: "its row does not decode".to_owned(),
+        }),
+    }
+}
+
 /// What a replica keeps about itself in the engine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct GroupState {
@@ -346,5 +369,21 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return Ok(None);
         }
         Ok(Some(Snapshot { meta: self.described(), snapshot: self.content()? }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_row_of_a_group_tells_its_time() {
+        let state = GroupState { group_time_ms: 77, whole: true, ..GroupState::default() };
+        let row = state.encode();
+        assert_eq!(group_time_of(Some(&row[..])).unwrap(), 77);
+        assert_eq!(group_time_of(None).unwrap(), 0);
+        assert!(group_time_of(Some(&row[..9])).is_err());
+        let later = [&[STATE_VERSION + 1][..], &row[1..]].concat();
+        assert!(group_time_of(Some(&later[..])).is_err());
     }
 }

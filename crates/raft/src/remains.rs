@@ -17,7 +17,8 @@
 //! - A new replica begins with nothing: whatever the engine holds of its group goes in the batch that
 //!   names it. An older one is opened only on rows that name it.
 //! - No replica is created while another of its group is open on this node, or could be: only one that
-//!   was destroyed, or whose log is damaged or state lost, gives way.
+//!   was destroyed, or whose log is damaged or state lost, gives way. One that is open and halted or not
+//!   trusted is closed on demand, and then gives way too.
 //! - Rows go after the tombstone of their replica is durable, or when it has given way, and only while
 //!   they name it.
 //!
@@ -98,8 +99,47 @@ pub(crate) fn remove(
 }
 
 impl Host {
+    /// Closes the replica of a group that is open here and halted or not trusted, so that `newcomer` can
+    /// take its place. It is reported as absent from then on. Nothing is done when none is open, or the
+    /// newcomer itself. Run it to its end.
+    ///
+    /// # Errors
+    /// `Occupied` when the open replica is sound, or its parts do not end: then it is tried again.
+    pub async fn make_room(&self, group: GroupId, newcomer: ReplicaId) -> Result<(), HostError> {
+        let _one_at_a_time = self.opening.lock().await;
+        let mut failed = self.closing_of(group);
+        if let Some(open) = self.group(group).filter(|open| open.replica() != newcomer) {
+            let replica = open.replica();
+            let reason = open.replica.halted().or_else(|| open.replica.distrusted());
+            // What stops with its node is not broken.
+            let Some(reason) = reason.filter(|_| !self.env.tasks.is_stopping()) else {
+                return Err(HostError::Occupied(replica));
+            };
+            self.set_absent(StreamId { group, replica }, 0, &reason);
+            failed.push(replica);
+        }
+        for replica in failed {
+            if let Err(error) = Box::pin(self.close(StreamId { group, replica })).await {
+                tracing::warn!(%group, %replica, %error, "a replica does not give way yet");
+                return Err(HostError::Occupied(replica));
+            }
+            tracing::warn!(%group, %replica, %newcomer, "a failed replica gives way");
+        }
+        Ok(())
+    }
+
+    /// Replicas of a group whose parts have not ended.
+    fn closing_of(&self, group: GroupId) -> Vec<ReplicaId> {
+        let closing = self.closing.lock();
+        let streams = closing.keys().filter(|stream| stream.group == group);
+        streams.map(|stream| stream.replica).collect()
+    }
+
     /// Whether a replica may be opened beside the others of its group that this folder holds.
     pub(crate) fn make_way(&self, stream: StreamId, held: bool) -> Result<(), HostError> {
+        if let Some(ending) = self.closing_of(stream.group).into_iter().next() {
+            return Err(HostError::Occupied(ending));
+        }
         let open = self.group(stream.group).map(|group| group.replica());
         if held {
             return open.map_or(Ok(()), |other| Err(self.given_way(stream, other)));

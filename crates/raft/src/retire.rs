@@ -18,6 +18,10 @@
 //! reseat was given up before it began. If it had a seat that counts, it would have acknowledged an entry
 //! at or above the one that gave it, and would know.
 //!
+//! A replica whose own log or state is lost cannot tell when it had a seat. For such a one the caller names
+//! the entry from which on its group is known to have removed it; a membership below that proves nothing.
+//! Without that entry the replica stays.
+//!
 //! # The order
 //!
 //! 1. The group leaves the host, so that nobody reaches it; its gate is shut for good, readers and
@@ -116,6 +120,12 @@ struct Testimony {
 }
 
 impl Testimony {
+    /// A membership without a seat for it proves that it has lost it when its index is above this.
+    fn bar(&self, floor: u64) -> Option<u64> {
+        let told = if self.is_partial { floor.checked_sub(1) } else { None };
+        self.seated_at.or(told)
+    }
+
     fn hear(&mut self, replica: ReplicaId, index: u64, membership: &Membership) {
         self.nodes.extend(membership.nodes().map(|(_, seat)| seat.node));
         if membership.get_node(&replica.0).is_some() {
@@ -126,7 +136,7 @@ impl Testimony {
 
 /// Why a replica is still there.
 #[derive(Debug, thiserror::Error)]
-enum Unfinished {
+pub(crate) enum Unfinished {
     #[error("openraft does not let go of it")]
     AtWork,
     #[error("it has got a seat")]
@@ -143,8 +153,10 @@ fn not_ready(reason: String) -> Error {
 
 impl Host {
     /// Destroys this node's replica of a group that has removed it, as soon as a member proves that,
-    /// `limit` at most. Asks the nodes that the replica knows, and those in `also`. A replica that was
-    /// destroyed already is no error. Dropping the future stops the asking, not the destroying.
+    /// `limit` at most. Asks the nodes that the replica knows, and those in `also`. `floor` is an entry at
+    /// or above which no membership has had a seat for it, 0 if the caller knows of none: it counts when
+    /// the replica's own log or state is lost. A replica that was destroyed already is no error. Dropping
+    /// the future stops the asking, not the destroying.
     ///
     /// # Errors
     /// `NotReady` without proof, with what each node said: nothing has happened. `OutcomeUnknown` when it
@@ -154,14 +166,19 @@ impl Host {
         group: GroupId,
         replica: ReplicaId,
         also: &[NodeId],
+        floor: u64,
         limit: Duration,
     ) -> Result<(), Error> {
         let stream = StreamId { group, replica };
         let deadline = self.env.clock.boot().plus(limit);
         if !self.wal.tombstones().contains(&stream) && !self.destroys_without_proof() {
             let own = self.testimony(stream)?;
-            let Some(seated_at) = own.seated_at else {
-                let reason = format!("nothing here says that replica {replica} ever had a seat");
+            let Some(seated_at) = own.bar(floor) else {
+                let reason = if own.is_partial {
+                    format!("what replica {replica} was cannot be read any more")
+                } else {
+                    format!("nothing here says that replica {replica} ever had a seat")
+                };
                 return Err(not_ready(reason));
             };
             let me = self.options.info.id;
@@ -182,7 +199,7 @@ impl Host {
     ///
     /// # Errors
     /// `NotReady` when its log or state show that it had a seat, or may have: nothing has happened, unless
-    /// the error says otherwise. Then it was given one meanwhile, and is closed until it is opened again.
+    /// the error says otherwise. Then it was given one meanwhile, and is closed until the node starts again.
     pub async fn cancel(self: &Arc<Self>, group: GroupId, replica: ReplicaId) -> Result<(), Error> {
         let stream = StreamId { group, replica };
         if self.wal.streams().contains(&stream) {
@@ -320,21 +337,20 @@ impl Host {
 
     async fn take_down(&self, stream: StreamId, unless_seated: bool) -> Result<(), Unfinished> {
         let _one_at_a_time = self.opening.lock().await;
-        let group = self.take_out(stream);
-        if let Some(group) = &group {
-            group.replica.gate.change(Core::latch);
-            group.replica.end();
-            // The core has ended either way.
-            let _ = group.raft.shutdown().await;
-            let ended = tokio::time::timeout(WIND_DOWN, group.replica.until_machine_ended());
-            ended.await.map_err(|_| Unfinished::AtWork)?;
-            if unless_seated && group.replica.seated_at().is_some() {
-                return Err(Unfinished::Seated);
-            }
+        let mut closed = Box::pin(self.close(stream)).await;
+        let has_seat = |group: &Arc<Group>| group.replica.seated_at().is_some();
+        if unless_seated && matches!(&closed, Ok(Some(group)) if has_seat(group)) {
+            closed = Err(Unfinished::Seated);
         }
+        if closed.is_err() {
+            // It is not open any more, and must be seen nevertheless.
+            self.set_absent(stream, 0, "being destroyed");
+        }
+        let group = closed?;
         let (done, durable) = oneshot::channel();
         self.wal.destroy(stream, Box::new(move |result| drop(done.send(result))));
         durable.await.map_err(|_| WalError::Closed)??;
+        self.clear_absent(stream);
 
         let machine = group.map(|group| Arc::clone(&group.machine));
         let engine = Arc::clone(&self.engine);
@@ -352,11 +368,35 @@ impl Host {
         Ok(())
     }
 
-    /// Takes a replica's group out of the host, if it is open.
+    /// Closes a replica, if it is open, and waits for the end of its parts. One whose parts did not end in
+    /// time is out of the host, and the next call waits for them. Whoever calls holds `opening`.
+    pub(crate) async fn close(&self, stream: StreamId) -> Result<Option<Arc<Group>>, Unfinished> {
+        let Some(group) = self.take_out(stream) else { return Ok(None) };
+        group.replica.gate.change(Core::latch);
+        group.replica.end();
+        let ended = async {
+            // However the core has ended: it is the end that counts.
+            let _ = group.raft.shutdown().await;
+            group.replica.until_machine_ended().await;
+        };
+        tokio::time::timeout(WIND_DOWN, ended).await.map_err(|_| Unfinished::AtWork)?;
+        self.closing.lock().remove(&stream);
+        Ok(Some(group))
+    }
+
+    /// Takes a replica's group out of the host, if it is open or is still ending.
     fn take_out(&self, stream: StreamId) -> Option<Arc<Group>> {
-        self.clear_absent(stream);
+        let mut closing = self.closing.lock();
+        if let Some(group) = closing.get(&stream) {
+            return Some(Arc::clone(group));
+        }
         let mut groups = self.groups.write();
         let is_open = groups.get(&stream.group).is_some_and(|it| it.replica() == stream.replica);
-        if is_open { groups.remove(&stream.group) } else { None }
+        if !is_open {
+            return None;
+        }
+        let group = groups.remove(&stream.group)?;
+        closing.insert(stream, Arc::clone(&group));
+        Some(group)
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! - Nothing is delivered before a ping told who is at the other end and was accepted, and every frame
 //!   after it is of that node and that incarnation (N1). A node that is refused gets one answer, which
-//!   says so, and the link ends.
+//!   says so, and the link ends. So does the link of a life that the manager has given up meanwhile.
 //! - Nothing is delivered to a replica whose id differs from the one named (N2): openraft cannot
 //!   tell an old replica of this node from a new one. The question for a group's membership alone may be
 //!   for whichever replica there is (H4). Nor from a replica that the membership knows on
@@ -121,6 +121,14 @@ impl Inbound {
     async fn deliver(&mut self, from: (NodeId, u64), mut envelope: v1::Envelope) -> bool {
         let body = match envelope.body.take() {
             Some(Body::Ping(ping)) => return self.greet(from, ping, envelope).await,
+            body => body,
+        };
+        if self.host.lives.is_replaced(from.0, from.1) {
+            // Its next ping, on another link, gets the reason.
+            tracing::info!(peer = %from.0, "the manager admits another life of a linked peer");
+            return false;
+        }
+        let body = match body {
             Some(Body::Poll(poll)) => {
                 let body = self.answer_poll(from.0, &poll);
                 reply(&self.replies, envelope, body).await;

@@ -8,6 +8,8 @@
 //! is given a place here.
 
 mod error;
+mod multi;
+mod op;
 mod receipt;
 mod routes;
 #[cfg(test)]
@@ -15,10 +17,14 @@ mod tests;
 
 use std::time::Duration;
 
-use annulus_types::{ClusterId, Consistency, Error, ErrorKind, NamespaceId, TableVersion};
+use annulus_types::{
+    ClusterId, Consistency, Error, ErrorKind, NamespaceId, SessionToken, TableVersion,
+};
 use bytes::Bytes;
 
 pub use error::{DETAIL_BYTES_MOST, error_of, status_of};
+pub use multi::{Item, Items};
+pub use op::{IncrResult, OpId, OpState, incr_result_of, number_of, op_of, op_state_of, writer_of};
 pub use receipt::{mode_of, role_of, served_by_of};
 
 use crate::v1;
@@ -77,6 +83,9 @@ pub struct Header {
     pub table_version: TableVersion,
     /// What a read asks for.
     pub consistency: Consistency,
+    /// What a read of the consistency `session` must not be older than; `None` if the session has seen
+    /// nothing.
+    pub session: Option<SessionToken>,
     /// A linearizable read that the gate must not answer.
     pub strict: bool,
     /// The request yields to normal traffic (priority class 1).
@@ -102,7 +111,7 @@ impl From<&Header> for v1::RequestHeader {
             op: None,
             consistency: consistency.into(),
             bound_us,
-            session_token: Bytes::new(),
+            session_token: header.session.as_ref().map(SessionToken::encode).unwrap_or_default(),
             strict: header.strict,
             fence: None,
             priority: u32::from(header.yielding),
@@ -111,16 +120,42 @@ impl From<&Header> for v1::RequestHeader {
     }
 }
 
-/// Checks a request header; an absent one means all defaults.
+/// Checks the header of a request that is no mutation; an absent one means all defaults. Whose cluster a
+/// session token is of is for the node to judge.
 ///
 /// # Errors
-/// `BadRequest` with the field's name, or `Unimplemented` for operation ids, fences and session
-/// tokens, which this version must not ignore: each of them promises something.
+/// `BadRequest` with the field's name, also for an operation id; `Unimplemented` for fences, which this
+/// version must not ignore: they promise something.
 pub fn header_of(wire: Option<&v1::RequestHeader>) -> Result<Header, Error> {
-    let Some(wire) = wire else { return Ok(Header::default()) };
-    if wire.op.is_some() || wire.fence.is_some() || !wire.session_token.is_empty() {
+    let (header, op) = checked(wire)?;
+    if op.is_some() {
+        return Err(Error::bad_request("op", "names mutations, and this request is none"));
+    }
+    Ok(header)
+}
+
+/// Checks the header of a mutation, and its name if it has one; an absent header means all defaults.
+///
+/// # Errors
+/// As [`header_of`], but for the operation id, which is checked, and for a session token, which is
+/// refused: a mutation is judged by the newest state, and has seen all that its session has.
+pub fn mutation_of(wire: Option<&v1::RequestHeader>) -> Result<(Header, Option<OpId>), Error> {
+    let (header, op) = checked(wire)?;
+    if header.session.is_some() {
+        return Err(Error::bad_request(TOKEN, "goes with reads, and this request is a mutation"));
+    }
+    Ok((header, op))
+}
+
+/// The field of a session token.
+const TOKEN: &str = "session_token";
+
+fn checked(wire: Option<&v1::RequestHeader>) -> Result<(Header, Option<OpId>), Error> {
+    let Some(wire) = wire else { return Ok((Header::default(), None)) };
+    if wire.fence.is_some() {
         return Err(Error::refused(ErrorKind::Unimplemented));
     }
+    let op = wire.op.as_ref().map(op_of).transpose()?;
     let cluster =
         if wire.cluster_id.is_empty() { None } else { Some(cluster_of(&wire.cluster_id)?) };
     if wire.namespace != 0 {
@@ -135,23 +170,52 @@ pub fn header_of(wire: Option<&v1::RequestHeader>) -> Result<Header, Error> {
             format!("the classes are 0 and 1, got {}", wire.priority),
         ));
     }
-    Ok(Header {
+    let consistency = consistency_of(wire.consistency, wire.bound_us)?;
+    let session = session_of(&wire.session_token, &consistency)?;
+    let header = Header {
         cluster,
         namespace: NamespaceId(wire.namespace),
         table_version: TableVersion(wire.table_version),
-        consistency: consistency_of(wire.consistency, wire.bound_us)?,
+        consistency,
+        session,
         strict: wire.strict,
         yielding: wire.priority == 1,
         explain: wire.explain,
-    })
+    };
+    Ok((header, op))
 }
+
+/// What to ask for by whoever would accept no age at all.
+const INSTEAD_OF_NO_AGE: &str =
+    "the consistency `linearizable` sees everything acknowledged before";
 
 fn consistency_of(wire: i32, bound_us: u64) -> Result<Consistency, ConvertError> {
     match v1::Consistency::try_from(wire) {
         Ok(v1::Consistency::Linearizable) => Ok(Consistency::Linearizable),
         Ok(v1::Consistency::Session) => Ok(Consistency::Session),
+        Ok(v1::Consistency::Bounded) if bound_us == 0 => {
+            let problem = format!("must be at least 1; {INSTEAD_OF_NO_AGE}");
+            Err(ConvertError { field: "bound_us", problem })
+        }
         Ok(v1::Consistency::Bounded) => Ok(Consistency::Bounded(Duration::from_micros(bound_us))),
         Ok(v1::Consistency::Any) => Ok(Consistency::Any),
         Err(_) => Err(ConvertError::meaningless("consistency", wire)),
+    }
+}
+
+fn session_of(
+    wire: &Bytes,
+    consistency: &Consistency,
+) -> Result<Option<SessionToken>, ConvertError> {
+    if wire.is_empty() {
+        return Ok(None);
+    }
+    if *consistency != Consistency::Session {
+        let problem = "goes with the consistency `session` and no other".to_owned();
+        return Err(ConvertError { field: TOKEN, problem });
+    }
+    match SessionToken::decode(wire) {
+        Ok(token) => Ok(Some(token)),
+        Err(bad) => Err(ConvertError { field: TOKEN, problem: bad.to_string() }),
     }
 }

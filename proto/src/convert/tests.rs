@@ -317,6 +317,7 @@ fn headers_survive() {
             cluster,
             namespace: NamespaceId(0),
             table_version: TableVersion(4),
+            session: (consistency == Consistency::Session).then(session),
             consistency,
             strict: cluster.is_some(),
             yielding: cluster.is_none(),
@@ -344,7 +345,148 @@ fn a_header_that_asks_for_what_is_not_there_is_refused() {
     assert_eq!(bad(&|h| h.namespace = 1), "namespace");
     assert_eq!(bad(&|h| h.priority = 2), "priority");
     assert_eq!(bad(&|h| h.consistency = 9), "consistency");
-    assert_eq!(bad(&|h| h.op = Some(v1::OpId::default())), "Unimplemented");
+    assert_eq!(bad(&|h| h.op = Some((&op_id(7, 3)).into())), "op");
+    assert_eq!(bad(&|h| h.op = Some(v1::OpId::default())), "op.writer");
     assert_eq!(bad(&|h| h.fence = Some(v1::Fence::default())), "Unimplemented");
-    assert_eq!(bad(&|h| h.session_token = Bytes::from_static(b"t")), "Unimplemented");
+    assert_eq!(bad(&|h| h.consistency = v1::Consistency::Bounded.into()), "bound_us");
+    let sessions = v1::Consistency::Session.into();
+    assert_eq!(bad(&|h| h.session_token = session().encode()), "session_token");
+    assert_eq!(
+        bad(&|h| {
+            h.consistency = sessions;
+            h.session_token = session().encode().slice(1..);
+        }),
+        "session_token"
+    );
+}
+
+fn session() -> SessionToken {
+    let mut token = SessionToken::new(CLUSTER);
+    token.observe(&receipt(Mode::Write, Role::Leader, ServedBy::Log, None)).expect("room for one");
+    token
+}
+
+#[test]
+fn a_session_that_has_seen_nothing_needs_no_token() {
+    let mut wire = v1::RequestHeader::from(&Header::default());
+    wire.consistency = v1::Consistency::Session.into();
+    let header = header_of(Some(&wire)).expect("a read");
+    assert_eq!((header.consistency, header.session), (Consistency::Session, None));
+}
+
+#[test]
+fn a_mutation_has_no_session_token() {
+    let mut wire = v1::RequestHeader::from(&Header::default());
+    wire.consistency = v1::Consistency::Session.into();
+    wire.session_token = session().encode();
+    assert!(header_of(Some(&wire)).is_ok());
+    match mutation_of(Some(&wire)).expect_err("must be refused").kind {
+        ErrorKind::BadRequest { field, .. } => assert_eq!(field, "session_token"),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn op_id(seq: u64, lowest_unacked: u64) -> OpId {
+    OpId { writer: Revision(5), seq, lowest_unacked, attempt: 2 }
+}
+
+#[test]
+fn names_of_mutations_survive_a_header() {
+    let window = limits::WRITER_WINDOW;
+    for op in [op_id(1, 0), op_id(7, 7), op_id(9_000, 9_001 - window)] {
+        let mut header = v1::RequestHeader::from(&Header::default());
+        header.op = Some((&op).into());
+        let wire = through_bytes(&header);
+        assert_eq!(mutation_of(Some(&wire)), Ok((Header::default(), Some(op))));
+    }
+    assert_eq!(mutation_of(None), Ok((Header::default(), None)));
+}
+
+#[test]
+fn a_name_that_no_writer_may_use_is_refused() {
+    let most = 1 << 53;
+    let bad = |writer, seq, lowest_unacked| {
+        refused(op_of(&v1::OpId { writer, seq, lowest_unacked, attempt: 0 }))
+    };
+    assert_eq!(bad(0, 1, 1), "op.writer");
+    assert_eq!(bad(most, 1, 1), "op.writer");
+    assert_eq!(bad(5, 0, 0), "op.seq");
+    assert_eq!(bad(5, most, most), "op.seq");
+    assert_eq!(bad(5, 7, 8), "op.lowest_unacked");
+    assert_eq!(bad(5, limits::WRITER_WINDOW, 0), "op.seq");
+    assert!(op_of(&(&op_id(limits::WRITER_WINDOW, 1)).into()).is_ok());
+    assert_eq!(refused(writer_of("writer", 0)), "writer");
+}
+
+#[test]
+fn what_became_of_mutations_survives() {
+    let states = samples!(OpState {
+        OpState::Applied => OpState::Applied,
+        OpState::Failed => OpState::Failed,
+        OpState::NotApplied => OpState::NotApplied,
+        OpState::Settled => OpState::Settled,
+        OpState::Ended => OpState::Ended,
+    });
+    for state in states {
+        assert_eq!(op_state_of(v1::OpState::from(state).into()), Ok(state));
+    }
+    let results = samples!(IncrResult {
+        IncrResult::Done => IncrResult::Done,
+        IncrResult::OutOfBounds => IncrResult::OutOfBounds,
+        IncrResult::NotANumber => IncrResult::NotANumber,
+    });
+    for result in results {
+        assert_eq!(incr_result_of(v1::IncrResult::from(result).into()), Ok(result));
+    }
+    for meaningless in [0, -1, 99] {
+        assert_eq!(refused(op_state_of(meaningless)), "state");
+        assert_eq!(refused(incr_result_of(meaningless)), "result");
+    }
+}
+
+fn many() -> Items {
+    let items = samples!(Item {
+        Item::Found { .. } => Item::Found {
+            receipt: 1,
+            version: Revision(9),
+            crc: 7,
+            value: Bytes::from_static(b"value"),
+        },
+        Item::Absent { .. } => Item::Absent { receipt: 0 },
+        Item::Failed { .. } => Item::Failed { error: 0 },
+        Item::LeftOut => Item::LeftOut,
+    });
+    let receipt = |bound| receipt(Mode::Bounded, Role::Learner, ServedBy::Local, bound);
+    Items {
+        receipts: vec![receipt(None), receipt(Some(3))],
+        errors: vec![Error::refused(ErrorKind::NoQuorum)],
+        items,
+    }
+}
+
+#[test]
+fn answers_about_many_keys_survive() {
+    for answer in [many(), Items::default()] {
+        let wire = through_bytes(&v1::MultiGetReply::from(answer.clone()));
+        assert_eq!(Items::try_from(wire), Ok(answer));
+    }
+}
+
+#[test]
+fn an_answer_whose_arrays_do_not_fit_is_refused() {
+    let bad = |spoil: &dyn Fn(&mut v1::MultiGetReply)| {
+        let mut wire = v1::MultiGetReply::from(many());
+        spoil(&mut wire);
+        refused(Items::try_from(wire))
+    };
+    assert_eq!(bad(&|reply| reply.results.truncate(3)), "places");
+    assert_eq!(bad(&|reply| reply.values.truncate(3)), "values");
+    assert_eq!(bad(&|reply| reply.versions.push(0)), "versions");
+    assert_eq!(bad(&|reply| reply.value_crc32s.clear()), "value_crc32s");
+    assert_eq!(bad(&|reply| reply.places[0] = 2), "places");
+    assert_eq!(bad(&|reply| reply.places[1] = u32::MAX), "places");
+    assert_eq!(bad(&|reply| reply.errors.clear()), "places");
+    assert_eq!(bad(&|reply| reply.results[3] = 0), "results");
+    assert_eq!(bad(&|reply| reply.results[3] = 99), "results");
+    assert_eq!(bad(&|reply| reply.receipts[0].role = 0), "role");
 }

@@ -12,6 +12,7 @@ use annulus_engine::{Engine, EngineError};
 use annulus_types::GroupId;
 use parking_lot::Mutex;
 
+use super::records::{HEAD, Place, place_of};
 use super::{Shard, unreadable};
 use crate::stored::Head;
 
@@ -57,14 +58,20 @@ pub(super) struct Survey {
     pub(super) next: u64,
 }
 
-/// Compares the prefixes that have data with those that records name. Costs one look per prefix.
+/// Compares the prefixes that have data with those that records name. Costs one look per shard and one
+/// per prefix: what a record holds beside its head is passed over.
 pub(super) fn survey(engine: &dyn Engine) -> Result<Survey, EngineError> {
     let mut named = BTreeSet::new();
     // The manager's records are no shards; its group is the first.
-    let records = key::records_range(GroupId(GroupId::MANAGER.0 + 1)).start
+    let mut records = key::records_range(GroupId(GroupId::MANAGER.0 + 1)).start
         ..key::records_range(GroupId(u64::MAX)).end;
-    for (_, head) in engine.rows(records, usize::MAX)? {
-        named.insert(Head::decode(head).map_err(unreadable)?.prefix);
+    while let Some((record, stored)) = engine.rows(records.clone(), 1)?.into_iter().next() {
+        // The head comes first.
+        let Some(Place { group, shard, part: HEAD, rest: [] }) = place_of(&record) else {
+            return Err(unreadable("a record without its head"));
+        };
+        named.insert(Head::decode(stored).map_err(unreadable)?.prefix);
+        records.start = key::record_range(group, shard).end;
     }
     let mut next = named.last().map_or(1, |last| last.0.saturating_add(1));
     let mut orphans = Vec::new();

@@ -3,7 +3,7 @@
 //! One file per shard. Its rows are those of the engine without what holds on this node only:
 //!
 //! ```text
-//! record   name 0x02 | part u8            value as stored; a head has prefix 0
+//! record   name 0x02 | part u8 | rest     value as stored; a head has prefix 0
 //! data     name 0x01 | namespace u32 | micro-slice u16 | key     value as stored
 //! ```
 //!
@@ -24,23 +24,23 @@ use annulus_raft::{FileSpec, Import};
 use annulus_types::{GroupId, ShardId};
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{ShardMachine, shard_of, unreadable};
+use super::records::{self, HEAD, WRITER};
+use super::{Held, ShardMachine, shard_of, unreadable};
 use crate::stored::Head;
+use crate::writers::Writers;
 
 const DATA: u8 = 1;
 const RECORD: u8 = 2;
-/// The part of a record that is its head.
-const HEAD: u8 = 0;
 /// Bytes of a data key up to the end of the prefix.
 const PREFIX_BYTES: usize = 9;
 
 /// The files of a group's shards.
-pub(super) fn files(group: GroupId, heads: &BTreeMap<ShardId, Head>) -> Vec<FileSpec> {
-    let file = |(shard, head): (&ShardId, &Head)| FileSpec {
+pub(super) fn files(group: GroupId, shards: &BTreeMap<ShardId, Held>) -> Vec<FileSpec> {
+    let file = |(shard, held): (&ShardId, &Held)| FileSpec {
         id: shard.0,
-        ranges: vec![key::record_range(group, *shard), key::data_range(head.prefix)],
+        ranges: vec![key::record_range(group, *shard), key::data_range(held.head.prefix)],
     };
-    heads.iter().map(file).collect()
+    shards.iter().map(file).collect()
 }
 
 /// The row of a file that stands for a row of the engine.
@@ -77,6 +77,7 @@ fn named(kind: u8, rest: &[u8]) -> Bytes {
 struct Arriving {
     prefix: Prefix,
     head: Option<Head>,
+    writers: Writers,
 }
 
 /// A group's shards on their way in.
@@ -91,14 +92,6 @@ impl Incoming {
     pub(super) fn new(machine: Arc<ShardMachine>) -> Self {
         Self { machine, shards: BTreeMap::new(), is_switching: false }
     }
-
-    fn heads(&self) -> Result<BTreeMap<ShardId, Head>, EngineError> {
-        let heads = self.shards.iter().map(|(shard, arriving)| {
-            let head = arriving.head.ok_or_else(|| unreadable("a shard without its record"))?;
-            Ok((*shard, head))
-        });
-        heads.collect()
-    }
 }
 
 impl Import for Incoming {
@@ -108,7 +101,7 @@ impl Import for Incoming {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 let prefix = self.machine.shards.take_prefix()?;
-                new.insert(Arriving { prefix, head: None })
+                new.insert(Arriving { prefix, head: None, writers: Writers::default() })
             }
         };
         for (name, value) in rows {
@@ -124,6 +117,11 @@ impl Import for Incoming {
                     let head = Head::decode(value).map_err(unreadable)?;
                     arriving.head = Some(Head { prefix: arriving.prefix, ..head });
                 }
+                Some((&RECORD, [WRITER, writer @ ..])) => {
+                    let writer = records::writer_of(writer)
+                        .ok_or_else(|| unreadable("a row of a snapshot names no writer"))?;
+                    arriving.writers.restore(writer, value).map_err(unreadable)?;
+                }
                 // A later version's; without it the shard would not be the same.
                 _ => return Err(unreadable("a row of a snapshot that has no meaning here")),
             }
@@ -133,12 +131,19 @@ impl Import for Incoming {
 
     fn switch(&mut self, batch: &mut Batch) -> Result<(), EngineError> {
         let ShardMachine { group, shards, .. } = &*self.machine;
-        let heads = self.heads()?;
-        for (record, _) in shards.engine.rows(key::records_range(*group), usize::MAX)? {
-            batch.delete(record);
+        let mut rows = Vec::new();
+        for (shard, Arriving { head, writers, .. }) in &self.shards {
+            let head = head.ok_or_else(|| unreadable("a shard without its record"))?;
+            rows.push((records::head_key(*group, *shard), head.encode()));
+            let writer_key = |writer| records::writer_key(*group, *shard, writer);
+            rows.extend(writers.rows().map(|(writer, row)| (writer_key(writer), row)));
         }
-        for (shard, head) in heads {
-            batch.put(key::record(*group, shard, HEAD, &[]), head.encode());
+        records::each_row(shards.engine.as_ref(), *group, |record, _| {
+            batch.delete(record);
+            Ok(())
+        })?;
+        for (record, value) in rows {
+            batch.put(record, value);
         }
         self.is_switching = true;
         Ok(())
@@ -147,13 +152,15 @@ impl Import for Incoming {
     fn switched(mut self: Box<Self>) {
         // None lacks its head, else there had been no switch.
         let arrived = std::mem::take(&mut self.shards).into_iter();
-        let heads: BTreeMap<ShardId, Head> =
-            arrived.filter_map(|(shard, arriving)| Some((shard, arriving.head?))).collect();
+        let held = arrived.filter_map(|(shard, Arriving { head, writers, .. })| {
+            Some((shard, Held { head: head?, writers }))
+        });
+        let held: BTreeMap<ShardId, Held> = held.collect();
         let group = self.machine.group;
-        let shards = heads.iter().map(|(shard, head)| shard_of(group, *shard, head)).collect();
+        let shards = held.iter().map(|(shard, held)| shard_of(group, *shard, &held.head)).collect();
         {
             let mut applied = self.machine.applied.lock();
-            applied.heads = heads;
+            applied.held = held;
             applied.created.clear();
         }
         self.machine.shards.switch(group, shards);

@@ -1,17 +1,17 @@
 //! The machine against the memory engine: judgement of operations, revisions, counts, recovery,
-//! snapshots.
+//! snapshots. `counting` has numbers and batches, `once` named mutations, `laws` many schedules of them,
+//! `reads` several keys at one point.
+
+mod counting;
+mod laws;
+mod once;
+mod reads;
 
 use annulus_engine::MemoryEngine;
-use annulus_types::{Epoch, ReplicaId};
+use annulus_types::{Epoch, ReplicaId, Revision};
 
 use super::*;
-use crate::operation::Expect;
-
-/// An entry's place in the log.
-fn entry(index: u64) -> Applying {
-    let id = annulus_raft::EntryId { term: 1, leader: ReplicaId(1), index };
-    Applying { group: GroupId(9), id, version: 1, group_time_ms: index * 10, wall_ms: 0 }
-}
+use crate::operation::{Expect, Op, Outcome};
 
 const SHARD: ShardId = ShardId(3);
 const DEFAULT: NamespaceId = NamespaceId(0);
@@ -21,6 +21,8 @@ struct Fixture {
     shards: Arc<Shards>,
     machine: Arc<ShardMachine>,
     index: u64,
+    /// Group time runs so much ahead of ten milliseconds per entry.
+    later_ms: u64,
 }
 
 impl Fixture {
@@ -35,18 +37,41 @@ impl Fixture {
     fn open(engine: Arc<dyn Engine>) -> Self {
         let shards = Shards::open(Arc::clone(&engine)).unwrap();
         let machine = ShardMachine::open(GroupId(9), Arc::clone(&shards)).unwrap();
-        Self { engine, shards, machine, index: 0 }
+        Self { engine, shards, machine, index: 0, later_ms: 0 }
+    }
+
+    /// The process after a restart.
+    fn restarted(&self) -> Self {
+        let again = Self::open(Arc::clone(&self.engine));
+        Self { index: self.index, later_ms: self.later_ms, ..again }
+    }
+
+    /// The place of the next entry in the log.
+    fn next_entry(&mut self) -> Applying {
+        self.index += 1;
+        let id = annulus_raft::EntryId { term: 1, leader: ReplicaId(1), index: self.index };
+        let group_time_ms = self.index * 10 + self.later_ms;
+        Applying { group: GroupId(9), id, version: 1, group_time_ms, wall_ms: 0 }
     }
 
     fn apply(&mut self, ops: Vec<(ShardId, Op)>) -> Vec<Outcome> {
-        self.index += 1;
+        let at = self.next_entry();
         let mut batch = Batch::default();
         let operations =
             ops.into_iter().map(|(shard, op)| Operation { shard, body: op.encode() }).collect();
-        let replies = self.machine.apply(&entry(self.index), operations, &mut batch).unwrap();
+        let replies = self.machine.apply(&at, operations, &mut batch).unwrap();
         self.engine.apply(batch).unwrap();
         self.machine.batch_visible();
         replies.into_iter().map(|reply| Outcome::decode(reply).unwrap()).collect()
+    }
+
+    /// One operation on [`SHARD`], in an entry of its own.
+    fn one(&mut self, op: Op) -> Outcome {
+        self.apply(vec![(SHARD, op)]).remove(0)
+    }
+
+    fn revision(&self) -> u64 {
+        self.machine.applied.lock().held[&SHARD].head.revision.0
     }
 
     fn read(&self, key: &str) -> Seen {

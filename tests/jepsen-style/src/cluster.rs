@@ -1,8 +1,9 @@
 //! A cluster of real processes under test: started, hurt and restarted through guards.
 //!
 //! Node *k* keeps its folder for the life of the [`Cluster`]; its ports may change between two of
-//! its lives, all nodes' together ([`Cluster::move_ports`]). Dropping the cluster ends every process;
-//! its folder goes too, unless the thread panics or [`Cluster::keep`] was called.
+//! its lives, all nodes' together ([`Cluster::move_ports`]). Nodes may be added ([`Cluster::add_node`]).
+//! Dropping the cluster ends every process; its folder goes too, unless the thread panics or
+//! [`Cluster::keep`] was called.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,7 +24,10 @@ pub struct Cluster {
     program: PathBuf,
     nodes: u16,
     engine: String,
+    /// Of the nodes that were there when it was made.
     ports: PortBlock,
+    /// Of those that were added since, one block for each.
+    added: Vec<PortBlock>,
     running: Vec<Option<Process>>,
     // Last: processes end before their folder goes.
     folder: WorkDir,
@@ -43,11 +47,36 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`].
     pub async fn start_with(program: &Path, nodes: u16, name: &str, engine: &str) -> Result<Self> {
+        Self::make(program, nodes, name, engine, 0).await
+    }
+
+    /// As [`Cluster::start`], with another number of groups per node.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_in_lanes(
+        program: &Path,
+        nodes: u16,
+        name: &str,
+        lanes: u32,
+    ) -> Result<Self> {
+        Self::make(program, nodes, name, "fjall", lanes).await
+    }
+
+    /// `lanes`: 0 stands for the default.
+    async fn make(
+        program: &Path,
+        nodes: u16,
+        name: &str,
+        engine: &str,
+        lanes: u32,
+    ) -> Result<Self> {
         let mut cluster = Self {
             program: program.to_owned(),
             nodes,
             engine: engine.to_owned(),
             ports: PortBlock::reserve(nodes)?,
+            added: Vec::new(),
             running: (0..nodes).map(|_| None).collect(),
             folder: WorkDir::new(name)?,
         };
@@ -56,7 +85,7 @@ impl Cluster {
         }
         let client = cluster.client().await?;
         let born = wait_until("the cluster is created", READY, || async {
-            client.init(0, 0, 0).await.is_ok()
+            client.init(0, lanes, 0).await.is_ok()
         });
         cluster.judge(born.await)?;
         let ready = cluster.wait_ready().await;
@@ -95,16 +124,32 @@ impl Cluster {
         self.folder.path().join(format!("node-{node}"))
     }
 
+    /// The block with the ports of a node, and its number in it.
+    fn block(&self, node: u16) -> (&PortBlock, u16) {
+        let added = node.checked_sub(self.ports.nodes() + 1).map(usize::from);
+        match added.and_then(|added| self.added.get(added)) {
+            Some(block) => (block, 1),
+            None => (&self.ports, node),
+        }
+    }
+
     /// The client address of a node.
     #[must_use]
     pub fn endpoint(&self, node: u16) -> String {
-        format!("127.0.0.1:{}", self.ports.client(node))
+        let (block, at) = self.block(node);
+        format!("127.0.0.1:{}", block.client(at))
     }
 
     /// The HTTP address of a node.
     #[must_use]
     pub fn http(&self, node: u16) -> String {
-        format!("127.0.0.1:{}", self.ports.http(node))
+        let (block, at) = self.block(node);
+        format!("127.0.0.1:{}", block.http(at))
+    }
+
+    fn peer(&self, node: u16) -> String {
+        let (block, at) = self.block(node);
+        format!("127.0.0.1:{}", block.peer(at))
     }
 
     /// The client addresses of all nodes.
@@ -146,8 +191,7 @@ impl Cluster {
     /// # Errors
     /// When it runs, or does not start.
     pub fn start_node(&mut self, node: u16) -> Result<()> {
-        let addr = |port: u16| format!("127.0.0.1:{port}");
-        let join: Vec<String> = self.nodes().map(|node| addr(self.ports.peer(node))).collect();
+        let join: Vec<String> = self.nodes().map(|node| self.peer(node)).collect();
         let args = [
             "start".to_owned(),
             "--node-id".to_owned(),
@@ -155,11 +199,11 @@ impl Cluster {
             "--data-dir".to_owned(),
             self.data_dir(node).display().to_string(),
             "--listen".to_owned(),
-            addr(self.ports.client(node)),
+            self.endpoint(node),
             "--peer-listen".to_owned(),
-            addr(self.ports.peer(node)),
+            self.peer(node),
             "--http-listen".to_owned(),
-            addr(self.ports.http(node)),
+            self.http(node),
             "--join".to_owned(),
             join.join(","),
             "--engine".to_owned(),
@@ -170,6 +214,19 @@ impl Cluster {
         ensure!(slot.is_none(), "node {node} runs already");
         *slot = Some(Process::spawn(&format!("node-{node}"), &program, args, &logs)?);
         Ok(())
+    }
+
+    /// Starts a node that is new, with an empty folder and the addresses of the others; returns its
+    /// number. Whether and when the cluster lets it in is not waited for.
+    ///
+    /// # Errors
+    /// When no ports are free, or it does not start.
+    pub fn add_node(&mut self) -> Result<u16> {
+        self.added.push(PortBlock::reserve(1)?);
+        self.running.push(None);
+        self.nodes += 1;
+        self.start_node(self.nodes)?;
+        Ok(self.nodes)
     }
 
     /// Kills a node with SIGKILL.
@@ -236,6 +293,7 @@ impl Cluster {
     pub fn move_ports(&mut self) -> Result<()> {
         ensure!(self.running.iter().all(Option::is_none), "a node runs");
         self.ports = PortBlock::reserve(self.nodes)?;
+        self.added.clear();
         Ok(())
     }
 

@@ -310,14 +310,20 @@ impl PortBlock {
         self.base
     }
 
+    /// How many nodes it is for.
+    #[must_use]
+    pub fn nodes(&self) -> u16 {
+        u16::try_from(self.claims.len()).unwrap_or(u16::MAX)
+    }
+
     /// The client port of a node.
     ///
     /// # Panics
     /// When the block has no such node; nodes count from 1.
     #[must_use]
     pub fn client(&self, node: u16) -> u16 {
-        let nodes = self.claims.len();
-        assert!(node >= 1 && usize::from(node) <= nodes, "node {node} of {nodes}");
+        let nodes = self.nodes();
+        assert!((1..=nodes).contains(&node), "node {node} of {nodes}");
         self.base + (node - 1) * PORTS_PER_NODE
     }
 

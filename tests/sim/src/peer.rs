@@ -139,4 +139,18 @@ impl Peer for PeerService {
     ) -> Result<Response<v1::PushReply>, Status> {
         Err(no_manager())
     }
+
+    async fn heartbeat(
+        &self,
+        _request: Request<v1::HeartbeatRequest>,
+    ) -> Result<Response<v1::HeartbeatReply>, Status> {
+        Err(no_manager())
+    }
+
+    async fn command(
+        &self,
+        _request: Request<v1::CommandRequest>,
+    ) -> Result<Response<v1::CommandReply>, Status> {
+        Err(no_manager())
+    }
 }

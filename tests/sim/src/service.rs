@@ -100,6 +100,8 @@ impl Process {
             Ok(Outcome::PreconditionFailed { .. }) => Ok(Answer::Refused),
             // Applied, and nothing was changed: the log proves it.
             Ok(Outcome::NotHere) => Err(not_here()),
+            // What names mutations, counts or asks is not proposed here.
+            Ok(other) => Err(defect(format!("{other:?} is no answer to a request"))),
             Err(error) => Err(defect(error.to_string())),
         }
     }

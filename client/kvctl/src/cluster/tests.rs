@@ -66,6 +66,7 @@ pub fn reply() -> v1::StatusReply {
         }),
         nodes: vec![node(1), node(2), node(3)],
         manager: vec![member(0, 1), member(0, 2)],
+        ..Default::default()
     }
 }
 
@@ -120,7 +121,7 @@ fn status_has_the_promised_shape() {
         json!({
             "cluster_id": "ab".repeat(16),
             "table_version": 4,
-            "paused": false,
+            "paused": null,
             "manager": {"leader": 1, "members": [1, 2]},
             "nodes": [node(1, "z1", 0.5, 1), node(2, "z2", 1.0, 1), node(3, "", 1.5, 0)],
             "groups": {"total": 2, "healthy": 2, "no_leader": 0},
@@ -264,4 +265,39 @@ fn shards_of_a_node_are_those_with_a_replica_there() {
 fn a_node_without_a_table_has_no_cluster_to_show() {
     let kind = Cluster::new(&v1::StatusReply::default()).map(|_| ()).map_err(|error| error.kind);
     assert!(matches!(kind, Err(ErrorKind::NotReady { .. })), "{kind:?}");
+}
+
+#[test]
+fn the_manager_says_what_it_thinks_of_the_nodes() {
+    let node = |node, state: v1::NodeState, draining| v1::NodeOverview {
+        node,
+        state: state.into(),
+        draining,
+        seats: 0,
+        silent_ms: None,
+    };
+    let mut reply = without(3);
+    reply.manager_leader = Some(2);
+    reply.overview = Some(v1::OverviewReply {
+        paused: true,
+        nodes: vec![
+            node(1, v1::NodeState::Up, true),
+            node(2, v1::NodeState::Down, false),
+            node(3, v1::NodeState::Up, true),
+            node(4, v1::NodeState::Removed, false),
+        ],
+        moves: vec![v1::Move {
+            group: 11,
+            state: v1::MoveState::Seed.into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    });
+    let cluster = Cluster::new(&reply).unwrap();
+    let status = cluster.status();
+    let states: Vec<(u32, &str)> = status.nodes.iter().map(|node| (node.id, node.state)).collect();
+    assert_eq!(states, [(1, "draining"), (2, "down"), (3, "down"), (4, "removed")]);
+    assert_eq!((status.paused, status.manager.leader), (Some(true), Some(2)));
+    assert_eq!(status.shards.moving, 1);
+    assert!(cluster.groups()[0].members[0].draining);
 }

@@ -3,15 +3,21 @@
 //! An absent key is an answer, not an error: exit code 1, `found: false` in JSON, a message on
 //! standard error otherwise.
 
-use annulus_types::{Error, Receipt, Revision};
+use annulus_client::Error;
+use annulus_types::{MayHaveApplied, Receipt, Revision};
 use bytes::Bytes;
 use serde::Serialize;
 
 use crate::args::{Delete, Get, Put};
 use crate::commands::Context;
+use crate::commands::session::Kept;
 use crate::errors::exit;
 use crate::output::{Answer, Format, or_dash, pairs};
 use crate::values::{Encoding, json_forms, read_stdin};
+
+/// The largest value that any cluster can be set up for, bytes: more is not even read from
+/// standard input.
+const VALUE_BYTES_MOST: u64 = 8 * 1024 * 1024;
 
 /// A receipt in JSON.
 #[derive(Debug, Serialize)]
@@ -105,17 +111,18 @@ struct GetView {
 pub async fn put(context: &Context, args: &Put) -> Result<Answer, Error> {
     let key = context.encoding.decode_key(&args.key)?;
     let value = match args.value.as_str() {
-        "-" => read_stdin().await?,
+        "-" => read_stdin("value", VALUE_BYTES_MOST).await?,
         text => context.encoding.decode("value", text)?,
     };
-    let client = context.connect().await?;
+    let kept = Kept::open(context, args.session.as_deref()).await?;
     let budget = context.mutation_budget();
     let written = if args.if_absent || args.if_version.is_some() {
         let expected = args.if_version.map(Revision);
-        client.cas(key.clone(), expected, value).deadline(budget).await?
+        kept.session.cas(key.clone(), expected, value).deadline(budget).await?
     } else {
-        client.put(key.clone(), value).deadline(budget).await?
+        kept.session.put(key.clone(), value).deadline(budget).await?
     };
+    kept.save(MayHaveApplied::Yes).await?;
     Ok(put_answer(context.format, &key, written.version, &written.receipt))
 }
 
@@ -125,12 +132,13 @@ pub async fn put(context: &Context, args: &Put) -> Result<Answer, Error> {
 /// Those of the client library, and a key that cannot be decoded.
 pub async fn delete(context: &Context, args: &Delete) -> Result<Answer, Error> {
     let key = context.encoding.decode_key(&args.key)?;
-    let client = context.connect().await?;
-    let mut call = client.delete(key.clone()).deadline(context.mutation_budget());
+    let kept = Kept::open(context, args.session.as_deref()).await?;
+    let mut call = kept.session.delete(key.clone()).deadline(context.mutation_budget());
     if let Some(version) = args.if_version {
         call = call.if_version(Revision(version));
     }
     let written = call.await?;
+    kept.save(MayHaveApplied::Yes).await?;
     Ok(delete_answer(context.format, &key, written.version, &written.receipt))
 }
 
@@ -140,9 +148,10 @@ pub async fn delete(context: &Context, args: &Delete) -> Result<Answer, Error> {
 /// Those of the client library, and a key that cannot be decoded.
 pub async fn get(context: &Context, args: &Get) -> Result<Answer, Error> {
     let key = context.encoding.decode_key(&args.key)?;
-    let client = context.connect().await?;
-    let call = client.get(key.clone()).consistency(args.consistency.clone());
+    let kept = Kept::open(context, args.session.as_deref()).await?;
+    let call = kept.session.get(key.clone()).consistency(args.mode());
     let found = call.deadline(context.budget()).await?;
+    kept.save(MayHaveApplied::No).await?;
     let read = Read {
         key: &key,
         value: found.value.as_ref(),
@@ -230,4 +239,4 @@ fn get_answer(format: Format, encoding: Encoding, read: &Read<'_>, receipt: bool
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -6,8 +6,9 @@
 
 use std::collections::BTreeSet;
 
+use annulus_client::Error;
 use annulus_types::{
-    Error, ErrorKind, GroupRoute, NodeId, RoutingTable, ShardRoute, Token, routing_key, token_of,
+    ErrorKind, GroupRoute, NodeId, RoutingTable, ShardRoute, Token, routing_key, token_of,
 };
 use serde::Serialize;
 

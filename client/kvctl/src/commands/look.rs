@@ -1,8 +1,8 @@
 //! `status`, `nodes`, `groups`, `shards`: one question to the cluster, several ways to look at the
 //! answer. What the numbers mean is in [`crate::cluster`].
 
+use annulus_client::Error;
 use annulus_proto::v1::StatusReply;
-use annulus_types::Error;
 
 use crate::args::Shards;
 use crate::cluster::{Cluster, GroupView, MemberView, NodeView, ShardView, StatusView};
@@ -56,12 +56,18 @@ fn status_table(status: &StatusView) -> String {
         Some(node) => format!("node {node} leads"),
         None => "no leader".to_owned(),
     };
+    let moves = match status.paused {
+        Some(true) => "paused",
+        Some(false) => "not paused",
+        None => "unknown, the manager did not answer",
+    };
     let groups = &status.groups;
     let shards = &status.shards;
     let head = pairs(&[
         ("cluster", status.cluster_id.clone()),
         ("table version", status.table_version.to_string()),
         ("manager", format!("{manager}, members {}", commas(&status.manager.members))),
+        ("moves", moves.to_owned()),
         (
             "groups",
             format!(
@@ -202,9 +208,9 @@ fn zone(node: &NodeView) -> String {
     or_dash((!node.zone.is_empty()).then_some(&node.zone))
 }
 
-/// A size that the node told; a node that is down told none.
+/// A size that the node told; a node that is down or gone told none.
 fn size(node: &NodeView, bytes: u64) -> String {
-    or_dash((node.state != "down").then(|| human_bytes(bytes)))
+    or_dash((!matches!(node.state, "down" | "removed")).then(|| human_bytes(bytes)))
 }
 
 /// The node of a member, and what is worth a look about it: a learner, a lag, silence.
@@ -215,7 +221,8 @@ fn member(member: &MemberView) -> String {
         Some(entries) => format!(" -{entries}"),
         None => " silent".to_owned(),
     };
-    format!("{}{learner}{lag}", member.node)
+    let draining = if member.draining { " draining" } else { "" };
+    format!("{}{learner}{draining}{lag}", member.node)
 }
 
 #[cfg(test)]
@@ -232,6 +239,7 @@ mod tests {
 cluster        abababababababababababababababab
 table version  4
 manager        node 1 leads, members 1, 2
+moves          unknown, the manager did not answer
 groups         0 healthy of 2, 1 without leader
 shards         0 healthy of 2, 2 under-replicated, 1 without leader, 0 moving
 

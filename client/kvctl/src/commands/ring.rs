@@ -1,7 +1,8 @@
 //! `ring show`: the division of the token space among the nodes, from the routing table alone, so
 //! that it works whoever is down.
 
-use annulus_types::{Error, NodeId, RoutingTable, Token};
+use annulus_client::Error;
+use annulus_types::{NodeId, RoutingTable, Token};
 use serde::Serialize;
 
 use crate::commands::Context;

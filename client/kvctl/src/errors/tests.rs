@@ -1,6 +1,7 @@
 //! Exit codes and texts for every kind of error.
 
-use annulus_types::{ClusterId, NodeId, Revision, RoutingTable, TableVersion};
+use annulus_client::OpIdText;
+use annulus_types::{ClusterId, NodeId, Revision, RoutingTable, ShardId, TableVersion, Token};
 use serde_json::json;
 
 use super::*;
@@ -144,4 +145,32 @@ fn the_line_tells_what_may_have_happened() {
         "error: key: first second (BadRequest); nothing was applied; correct the command (--help \
          explains it)\n"
     );
+}
+
+#[test]
+fn an_unknown_outcome_says_whom_to_ask() {
+    let op = OpIdText {
+        cluster: ClusterId([7; 16]),
+        shard: ShardId(5),
+        writer: Revision(40),
+        seq: 3,
+        token: Token(9),
+    };
+    let unknown = Error { op: Some(op), ..Error::unknown(ErrorKind::OutcomeUnknown) };
+    let table = answer(&unknown, Format::Table, &["n:1".to_owned()]);
+    assert_eq!(
+        table.err,
+        format!(
+            "error: the outcome is not known (OutcomeUnknown, endpoints n:1); it may have been \
+             applied; run `kvctl op status {op}` before repeating the command\n"
+        )
+    );
+    let json = answer(&unknown, Format::Json, &[]);
+    let document: Value = serde_json::from_str(&json.err).unwrap();
+    assert_eq!((document["op"].as_str(), json.code), (Some(op.to_string().as_str()), 4));
+
+    let applied = Error { may_have_applied: MayHaveApplied::Yes, ..unknown.clone() };
+    let table = answer(&applied, Format::Table, &[]);
+    assert!(table.err.contains(&format!("kvctl op status {op}")), "{}", table.err);
+    assert_eq!((nothing_applied(unknown).op, table.code), (None, 4));
 }

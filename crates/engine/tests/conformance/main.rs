@@ -30,6 +30,8 @@ macro_rules! conformance {
             suite::a_batch_is_applied_whole_and_its_last_change_wins
             suite::wrong_lengths_change_nothing
             suite::an_empty_value_is_not_an_absent_one
+            suite::a_read_ends_where_it_has_enough
+            suite::only_memory_never_waits
             suite::the_longest_keys_and_values_come_back
             suite::rows_come_in_order_and_in_pages
             suite::a_view_does_not_change

@@ -63,6 +63,35 @@ pub fn an_empty_value_is_not_an_absent_one(variant: Variant) {
     assert_eq!(view_rows(&*view), [(bytes("empty"), Bytes::new())]);
 }
 
+pub fn a_read_ends_where_it_has_enough(variant: Variant) {
+    let bench = Bench::new(variant);
+    let engine = &*bench.engine;
+    let rows = [("a", "1234"), ("b", "1234"), ("c", "1234"), ("first", "123456789")];
+    put(engine, &rows.map(|(key, value)| (bytes(key), bytes(value))));
+    let read = |bytes_most| {
+        let values =
+            engine.get_within(&[b"first", b"gone"], &[b"a", b"gone", b"b", b"c"], bytes_most);
+        values.expect("get")
+    };
+    let four = Some(bytes("1234"));
+    let mut expected = vec![Some(bytes("123456789")), None, four.clone()];
+    assert_eq!(read(0), expected, "at least one, whatever comes before it");
+    assert_eq!(read(4), expected);
+    expected.extend([None, four.clone()]);
+    assert_eq!(read(5), expected);
+    assert_eq!(read(8), expected);
+    expected.push(four);
+    assert_eq!(read(9), expected);
+    assert_eq!(read(usize::MAX), expected);
+    assert_eq!(engine.get_within(&[], &[b"a"], 9).expect("get"), engine.get(&[b"a"]).expect("get"));
+    assert!(engine.get_within(&[], &[], 9).expect("get").is_empty());
+}
+
+pub fn only_memory_never_waits(variant: Variant) {
+    let bench = Bench::new(variant);
+    assert_eq!(bench.engine.may_block(), variant != Variant::Memory);
+}
+
 pub fn the_longest_keys_and_values_come_back(variant: Variant) {
     let bench = Bench::new(variant);
     let engine = &*bench.engine;

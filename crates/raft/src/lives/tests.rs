@@ -32,8 +32,12 @@ fn sixth(recovered: Position) -> Life {
     Life { incarnation: 7, boot_counter: 6, boot_id: 60, position, recovered }
 }
 
+fn heard(known: Known) -> Past {
+    Past { known: Some(known), ..Past::default() }
+}
+
 fn remembers(told: Life) -> Memory {
-    Memory(BTreeMap::from([(NODE, Known::begin(told))]))
+    Memory(BTreeMap::from([(NODE, heard(Known::begin(told)))]))
 }
 
 #[test]
@@ -135,21 +139,88 @@ fn an_answer_that_tells_less_than_was_known_when_it_was_asked_for_is_the_end() {
 #[test]
 fn nodes_are_told_apart_and_their_number_is_bounded() {
     let mut memory = Memory::default();
+    // One more than are remembered of a node, and the admitted one.
+    let last = u64::try_from(FORMER_MOST).unwrap() + 2;
     for node in 0..u32::try_from(NODES_MOST).unwrap() {
-        let told = life(u64::from(node), 1, 1, 1);
+        for incarnation in 1..=last {
+            assert!(memory.admit(NodeId(node), incarnation));
+        }
+        let told = life(last, u64::from(node), 1, 1);
         assert_eq!(memory.judge(NodeId(node), told, None), Verdict::Newer { vital: true });
     }
-    assert_eq!(memory.encode().len(), FILE_BYTES_MOST);
+    let bytes = memory.encode();
+    assert_eq!(bytes.len(), FILE_BYTES_MOST);
+    assert_eq!(Memory::decode(&bytes).as_ref(), Ok(&memory));
     let one_more = memory.judge(NodeId(u32::MAX), life(1, 1, 1, 1), None);
     assert!(matches!(one_more, Verdict::Refused { dead: false, .. }), "{one_more:?}");
-    assert_eq!(memory.judge(NodeId(5), life(5, 1, 1, 1), None), Verdict::Known);
+    assert!(!memory.admit(NodeId(u32::MAX), 1));
+    assert_eq!(memory.judge(NodeId(5), life(last, 5, 1, 1), None), Verdict::Known);
+    // The first is forgotten, and refused all the same.
+    for (incarnation, is_dead) in [(1, false), (2, true), (last - 1, true)] {
+        assert!(is_refused(&mut memory, life(incarnation, 9, 9, 9), is_dead));
+    }
+}
+
+/// Whether node 3 is refused with that, and so.
+fn is_refused(memory: &mut Memory, told: Life, is_dead: bool) -> bool {
+    let judged = memory.judge(NODE, told, None);
+    matches!(judged, Verdict::Refused { dead, .. } if dead == is_dead)
+}
+
+#[test]
+fn the_admitted_life_takes_the_place_of_the_former_for_ever() {
+    let mut memory = remembers(fifth(40_960));
+    assert!(memory.admit(NODE, 7), "it was only seen first");
+    assert!(!memory.admit(NODE, 7));
+    assert_eq!(memory.judge(NODE, fifth(40_960), None), Verdict::Known, "nothing is forgotten");
+    assert!(is_refused(&mut memory, life(8, 1, 1, 1), false), "it comes before the table does");
+    assert!(!memory.is_replaced(NODE, 7) && memory.is_replaced(NODE, 8));
+
+    assert!(memory.admit(NODE, 8));
+    assert!(memory.is_replaced(NODE, 7) && !memory.is_replaced(NODE, 8));
+    assert!(!memory.is_replaced(NodeId(4), 7), "nothing was said of node 4");
+    // Not heard yet; also another process of this node knows.
+    let mut memory = Memory::decode(&memory.encode()).unwrap();
+    for told in [fifth(45_056), sixth(at(20, 90_112)), life(7, 90, 90, 90)] {
+        assert!(is_refused(&mut memory, told, true), "{told:?}");
+    }
+    assert!(is_refused(&mut memory, life(9, 1, 1, 1), false));
+    assert_eq!(memory.judge(NODE, life(8, 1, 1, 1), None), Verdict::Newer { vital: true });
+
+    // It does not come back, and what is not known is no admission.
+    assert!(!memory.admit(NODE, 7) && !memory.admit(NODE, 0));
+    assert_eq!(memory.judge(NODE, life(8, 1, 1, 1), None), Verdict::Known);
+    assert!(memory.admit(NODE, 9));
+    for former in [7, 8] {
+        assert!(is_refused(&mut memory, life(former, 90, 90, 90), true), "{former}");
+    }
+}
+
+#[test]
+fn a_life_that_was_only_seen_first_gives_way_and_may_be_admitted_later() {
+    let mut memory = remembers(fifth(40_960));
+    assert!(memory.admit(NODE, 8));
+    // It may be newer than the table that came.
+    assert!(is_refused(&mut memory, fifth(40_960), false));
+    assert!(memory.admit(NODE, 7));
+    assert_eq!(memory.judge(NODE, life(7, 1, 1, 1), None), Verdict::Newer { vital: true });
+    assert!(is_refused(&mut memory, life(8, 1, 1, 1), true));
+
+    // A folder that was dead is no burden to the next one.
+    let known = Some(Known::begin(life(7, 1, 1, 1)));
+    let went_back = Life { position: at(1, 0), ..life(7, 1, 1, 1) };
+    let judged = memory.judge(NODE, went_back, known);
+    assert!(matches!(judged, Verdict::WentBack { .. }), "{judged:?}");
+    assert!(memory.admit(NODE, 9));
+    assert_eq!(memory.judge(NODE, life(9, 1, 1, 1), None), Verdict::Newer { vital: true });
 }
 
 /// Made by an independent implementation of the layout in the module's head.
 const FILE_GOLDEN: &str = concat!(
-    "010000000100000000000000010000000000000002000000000000000300000000000000040000000000",
-    "00000500000000020102030405060708000000000000000300000000feedf00d00000000000000090000",
-    "000000003000019a1b0886",
+    "010000000100000000000000000001000000000000000100000000000000020000000000000003000000",
+    "000000000400000000000000050000000201020304050607080200000000000000110000000000000012",
+    "020102030405060708000000000000000300000000feedf00d0000000000000009000000000000300000",
+    "0000030000000000000021000075a8fb05",
 );
 
 fn hex(bytes: &[u8]) -> String {
@@ -166,8 +237,16 @@ fn the_layout_is_pinned() {
         is_dead,
     };
     let memory = Memory(BTreeMap::from([
-        (NodeId(2), known(0x0102_0304_0506_0708, 3, 0xfeed_f00d, at(9, 0x3000), true)),
-        (NodeId(1), known(1, 2, 3, at(4, 5), false)),
+        (NodeId(3), Past { admitted: Some(0x21), ..Past::default() }),
+        (
+            NodeId(2),
+            Past {
+                admitted: Some(0x0102_0304_0506_0708),
+                former: vec![0x11, 0x12],
+                known: Some(known(0x0102_0304_0506_0708, 3, 0xfeed_f00d, at(9, 0x3000), true)),
+            },
+        ),
+        (NodeId(1), heard(known(1, 2, 3, at(4, 5), false))),
     ]));
     let bytes = memory.encode();
     assert_eq!(hex(&bytes), FILE_GOLDEN);
@@ -190,12 +269,18 @@ fn bytes_that_are_not_what_was_written_are_no_memory() {
         assert_eq!(Memory::decode(&flipped), Err(Undecoded::Damaged), "byte {place}");
         assert_eq!(Memory::decode(&whole[..place]), Err(Undecoded::Damaged), "cut at {place}");
     }
-    // Intact, with half a node, and with a node that is neither dead nor not.
+    // Intact, with half a node, with one that is neither dead nor not, and with too many lives.
     let half = sealed(&[VERSION, 0, 0, 0, 1]);
     assert_eq!(Memory::decode(&half), Err(Undecoded::Damaged));
     let mut neither = whole[..whole.len() - 4].to_vec();
-    neither[NODE_BYTES] = 2;
+    // Behind version, node, admitted life, and the count of former ones.
+    assert_eq!(neither[14], 1);
+    neither[14] = 3;
     assert_eq!(Memory::decode(&sealed(&neither)), Err(Undecoded::Damaged));
+    let count = u8::try_from(FORMER_MOST).unwrap() + 1;
+    let mut crowded = [[VERSION].as_slice(), &[0; 12], &[count]].concat();
+    crowded.extend(vec![0; usize::from(count) * 8 + 1]);
+    assert_eq!(Memory::decode(&sealed(&crowded)), Err(Undecoded::Damaged));
     // Intact, of another version.
     for version in [VERSION - 1, VERSION + 1] {
         let other = sealed(&[version, 9, 9]);
@@ -277,6 +362,36 @@ async fn nobody_new_is_heard_before_it_is_durable() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_admission_is_durable_before_the_admitted_life_is_heard() {
+    let node = Surroundings::new();
+    let lives = node.open();
+    lives.admit(&[(NODE, 7)]).await.unwrap();
+    lives.hear(NODE, life(7, 1, 10, 1)).await.unwrap();
+    node.disk.fail_next_syncs(1);
+    lives.admit(&[(NODE, 8)]).await.unwrap_err();
+    assert!(lives.is_replaced(NODE, 7), "it counts all the same");
+    node.disk.fail_next_syncs(1);
+    let heard = lives.hear(NODE, life(8, 1, 20, 1)).await;
+    assert!(matches!(heard, Err(NotHeard::NotRemembered(_))), "{heard:?}");
+    // Nothing new, and not durable yet: the table does not count as taken before it is.
+    node.disk.fail_next_syncs(1);
+    lives.admit(&[(NODE, 8)]).await.unwrap_err();
+    lives.admit(&[(NODE, 8)]).await.unwrap();
+    node.disk.crash();
+
+    let started_again = node.open();
+    let former = started_again.hear(NODE, life(7, 2, 11, 2)).await;
+    assert!(matches!(former, Err(NotHeard::Refused { dead: true, .. })), "{former:?}");
+    let before = node.disk.counters().syncs;
+    started_again.admit(&[(NODE, 8)]).await.unwrap();
+    assert!(node.disk.counters().syncs > before, "what was read counts once it is written");
+    let before = node.disk.counters().syncs;
+    started_again.admit(&[(NODE, 8), (NODE, 7)]).await.unwrap();
+    assert_eq!(node.disk.counters().syncs, before, "nothing is new");
+    assert!(started_again.hear(NODE, life(8, 1, 20, 1)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_older_state_never_replaces_a_newer_one() {
     let node = Surroundings::new();
     let lives = node.open();
@@ -315,7 +430,8 @@ async fn positions_are_written_once_a_second_and_by_whatever_is_written_next() {
     assert!(written(9 * 4096), "the second is not over");
 
     lives.hear(NodeId(4), life(8, 1, 10, 1)).await.unwrap();
-    assert_eq!(node.stored().0.get(&NODE), Some(&Known::begin(at_offset(10 * 4096))));
+    let stored = node.stored().0.get(&NODE).and_then(|past| past.known);
+    assert_eq!(stored, Some(Known::begin(at_offset(10 * 4096))));
 }
 
 #[tokio::test(start_paused = true)]

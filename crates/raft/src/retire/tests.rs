@@ -57,6 +57,17 @@ fn a_voter_is_believed_over_its_own_link_only() {
 }
 
 #[test]
+fn only_a_lost_testimony_is_made_up_for_by_the_caller() {
+    let own = |seated_at, is_partial| Testimony { seated_at, is_partial, ..Default::default() };
+    assert_eq!(own(None, true).bar(22), Some(21));
+    assert_eq!(own(None, true).bar(0), None);
+    assert_eq!(own(None, false).bar(22), None);
+    assert_eq!(own(Some(30), true).bar(22), Some(30));
+    assert_eq!(judge(&told(), NodeId(2), ME, 21), Ok(()), "told at the floor itself");
+    assert_eq!(judge(&told(), NodeId(2), ME, 22), Err(NoProof::TooOld));
+}
+
+#[test]
 fn the_newest_membership_with_a_seat_counts() {
     let members = |ids: &[u64]| {
         let seats: std::collections::BTreeMap<u64, crate::types::Seat> = ids

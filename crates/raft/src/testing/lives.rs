@@ -231,6 +231,87 @@ async fn a_new_folder_under_an_old_id_is_not_heard_and_not_dead() {
     assert_eq!(seen, (true, Vec::new()), "an empty voter");
 }
 
+/// Has the peers of node 3 take the manager's word for the folder that runs on that machine.
+async fn admit(cluster: &TestCluster, machine: u32) {
+    let life = cluster.host(machine).options().incarnation;
+    for peer in [1, 2] {
+        let admitted = cluster.host(peer).admit(&[(NodeId(3), life)]).await;
+        admitted.expect("the disk works");
+    }
+}
+
+/// What became of the two folders of a node.
+#[derive(Debug, PartialEq, Eq)]
+struct Replaced {
+    /// Somebody heard the new folder before it was admitted, and after.
+    heard: [bool; 2],
+    /// Somebody hears the former one when it returns, and what it was told.
+    former: (bool, Vec<String>),
+}
+
+/// Node 3's folder is lost, the manager admits a new one, and the former returns on another machine.
+async fn node_3_begins_anew(weaken: WeakenHost) -> Replaced {
+    let mut cluster = TestCluster::new(3, 89, weaken).await;
+    cluster.propose(1, "x", 1, LONG).await.expect("the cluster works");
+    until("all hold it", || cluster.everyone_holds("x", 1)).await;
+    pass(ms(20)).await;
+    admit(&cluster, 3).await;
+    until_linked(&cluster).await;
+    cluster.end(3, End::Kill).await;
+    cluster.copy_folder(3, 4);
+    cluster.wipe(3);
+    // It opens nothing: its replicas died with the former folder.
+    cluster.start(3).await;
+    pass(Timing::default().lease * 2).await;
+    let before = is_heard(&cluster, 3);
+    admit(&cluster, 3).await;
+    until_linked(&cluster).await;
+    let after = is_heard(&cluster, 3);
+    assert_eq!(cluster.told_dead(3), Vec::<String>::new());
+
+    cluster.restart(4, Rows::Kept).await.expect("its log is undamaged");
+    until_judged(&cluster, 4).await;
+    let former = (is_heard(&cluster, 4), cluster.told_dead(4));
+    // The new one goes on.
+    until_linked(&cluster).await;
+    assert_eq!(cluster.told_dead(3), Vec::<String>::new());
+    Replaced { heard: [before, after], former }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_folder_is_heard_once_it_is_admitted_and_the_former_is_dead() {
+    let seen = Box::pin(node_3_begins_anew(WeakenHost::default())).await;
+    assert_eq!(seen.heard, [false, true], "{seen:?}");
+    let (is_heard, dead) = &seen.former;
+    assert!(!is_heard);
+    let why = "node 3 goes on with another data folder";
+    assert!(matches!(&dead[..], [told] if told.contains(why)), "{dead:?}");
+
+    let seen = Box::pin(node_3_begins_anew(forgetful())).await;
+    let both = Replaced { heard: [true, true], former: (true, Vec::new()) };
+    assert_eq!(seen, both, "two folders speak as one node");
+}
+
+/// The links of node 3 are up when the manager gives its folder up. Whether they stay.
+async fn a_linked_life_is_given_up(weaken: WeakenHost) -> bool {
+    let cluster = TestCluster::new(3, 90, weaken).await;
+    admit(&cluster, 3).await;
+    until_linked(&cluster).await;
+    for peer in [1, 2] {
+        cluster.host(peer).admit(&[(NodeId(3), 2003)]).await.expect("the disk works");
+    }
+    until_judged(&cluster, 3).await;
+    let is_heard = is_heard(&cluster, 3);
+    assert_eq!(is_heard, cluster.told_dead(3).is_empty());
+    is_heard
+}
+
+#[tokio::test(start_paused = true)]
+async fn links_end_when_their_life_is_given_up() {
+    assert!(!Box::pin(a_linked_life_is_given_up(WeakenHost::default())).await);
+    assert!(Box::pin(a_linked_life_is_given_up(forgetful())).await, "nobody remembers");
+}
+
 /// The peers of node 3 lose their power, and their files `peers` if `loses` says so; then node 3 is set
 /// back. Whether it is heard.
 async fn its_peers_start_again(loses: bool) -> bool {

@@ -101,7 +101,7 @@ async fn attempt(cluster: &TestCluster, step: Step) -> Result<(), String> {
         }
         Step::Retire => {
             let host = cluster.host(1);
-            host.retire(GROUP, replica_of(1), &[NodeId(4)], TRY).await.map_err(told)
+            host.retire(GROUP, replica_of(1), &[NodeId(4)], 0, TRY).await.map_err(told)
         }
     }
 }

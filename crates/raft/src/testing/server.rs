@@ -95,6 +95,20 @@ impl Peer for Links {
     ) -> Result<Response<v1::PushReply>, Status> {
         Err(Status::unimplemented("only links and snapshots"))
     }
+
+    async fn heartbeat(
+        &self,
+        _request: Request<v1::HeartbeatRequest>,
+    ) -> Result<Response<v1::HeartbeatReply>, Status> {
+        Err(Status::unimplemented("only links and snapshots"))
+    }
+
+    async fn command(
+        &self,
+        _request: Request<v1::CommandRequest>,
+    ) -> Result<Response<v1::CommandReply>, Status> {
+        Err(Status::unimplemented("only links and snapshots"))
+    }
 }
 
 /// A connection as tonic wants it.

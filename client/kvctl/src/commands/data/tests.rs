@@ -22,7 +22,13 @@ fn receipt(mode: Mode, served_by: ServedBy) -> Receipt {
     }
 }
 
-fn receipt_json(mode: &str, served_by: &str) -> Value {
+/// The receipt of a change.
+pub fn write_receipt() -> Receipt {
+    receipt(Mode::Write, ServedBy::Log)
+}
+
+/// [`receipt`] as JSON.
+pub fn receipt_json(mode: &str, served_by: &str) -> Value {
     json!({
         "mode": mode,
         "shard": 5,
@@ -38,11 +44,11 @@ fn receipt_json(mode: &str, served_by: &str) -> Value {
     })
 }
 
-fn document(answer: &Answer) -> Value {
+pub fn document(answer: &Answer) -> Value {
     serde_json::from_slice(&answer.out).unwrap()
 }
 
-fn text(answer: &Answer) -> &str {
+pub fn text(answer: &Answer) -> &str {
     std::str::from_utf8(&answer.out).unwrap()
 }
 

@@ -1,0 +1,410 @@
+//! What the leader of group 0 does next: from the stored state and what it sees to proposals and
+//! commands. Pure.
+//!
+//! The executor has no memory. What is to be done about a move follows from its stored state, from
+//! the latest reports, and from what became of the commands that were sent in this term; each may
+//! be missing, and then the answer is "ask" or "wait". So a new leader goes on where the old one
+//! stopped, a command that got lost is sent again, and one that arrived twice meets a node for
+//! which it is done already. Nothing here counts on a command having had an effect: effects are
+//! seen, in the memberships that groups report as committed.
+//!
+//! # The way of a reseat (H3)
+//!
+//! | state | what is done | it is over when |
+//! | --- | --- | --- |
+//! | CREATE | an empty replica is made, under the id allocated for it | the node holds it |
+//! | SEED | the group's leader copies its state there (H2) | the leader says so |
+//! | CATCH_UP | it joins as a learner | it has nearly all, and what the leader had before |
+//! | VERIFY | its digest is compared with the leader's (E5) | they are equal; else UNDO |
+//! | LEAD | who leaves hands leadership over | another one leads, or nobody else votes |
+//! | SWAP | the newcomer gets a vote, who leaves loses it | a settled membership says so |
+//! | RETIRE | the old replica is destroyed on its group's proof (H4) | it is; or its node is gone |
+//! | UNDO | the learner leaves, and the new replica is destroyed | it is; or its node is gone |
+//!
+//! A newcomer votes only after SWAP, so nobody hands leadership to it before. The exception is a
+//! member that leaves as the only voter: it lets the newcomer vote first, hands over, and then
+//! goes.
+//!
+//! # What waits
+//!
+//! Every state that is not final has an exit. A newcomer that is gone ends the move as long as it
+//! has no vote. Without a leader nothing begins, and what is in CREATE or SEED, where no change of
+//! the membership was ever asked for, is given up after [`PATIENCE_MS`]; later states wait for the
+//! group, whose membership alone can tell how they end. A membership that stays joint, because the
+//! leader that changed it died halfway, is finished in every state: see `strays`. And no move holds
+//! up another group: one that waits for a leader takes no room at its nodes, and plans are made
+//! around it ([`schedule`](crate::schedule)).
+//!
+//! # Invariants
+//!
+//! - A command is sent when the state that it belongs to is stored, never before; a change of
+//!   membership names the membership that it was decided on (H6).
+//! - One group has one move under way. At a node at most [`RESEATS_PER_NODE`] begin; neither nodes
+//!   that are down count nor moves of groups without a leader, which do nothing.
+//! - Before a replica is cancelled, its group's leader confirms that the membership does not hold
+//!   it and is fenced by a higher generation: no addition that is still on its way can succeed
+//!   there.
+//! - A replica is retired or cancelled because its own group does not have it; that the manager
+//!   does not know it is no reason (H4).
+//!
+//! `reseat` and `leads` hold the states, `undo` the way back, `strays` what is left over from moves
+//! that ended while a node was away and from changes whose leader died.
+
+mod leads;
+mod reseat;
+mod strays;
+mod undo;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use annulus_proto::v1;
+use annulus_proto::v1::command_request::Command;
+use annulus_proto::v1::manager_command::Command as Change;
+use annulus_proto::v1::{MoveKind, MoveState};
+
+use crate::sight::{Seen, Sight, Standing, Tell};
+use crate::state::{StateExt, is_up, order_members, seat_of, seats_on};
+
+/// Reseats that may be under way at a node, coming and going.
+pub const RESEATS_PER_NODE: usize = 2;
+/// A newcomer that is down for longer than this is given up, milliseconds of the group's time; so is
+/// a group without a leader by a move that asked nothing of it, and waiting moves by plans.
+pub const PATIENCE_MS: u64 = 60_000;
+/// A replica that lacks at most so many entries is as good as caught up.
+const LAG_MOST: u64 = 256;
+/// After this a command without effect is sent again, milliseconds.
+const RETRY_MS: u64 = 1_000;
+/// How long a leader's word that its membership does not hold a replica is taken, milliseconds.
+const CONFIRMED_MS: u64 = 3_000;
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// To be stored. In the order given.
+    Propose(v1::ManagerCommand),
+    /// To be said to a node.
+    Tell(Tell),
+}
+
+/// Two readings of now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// The leader's monotonic clock, milliseconds: the clock of its [`Sight`].
+    pub mono_ms: u64,
+    /// The group's time, milliseconds: the clock of what is stored.
+    pub group_ms: u64,
+}
+
+/// What is to be done now. Asking again without having done it gives the same answer.
+#[must_use]
+pub fn next(state: &v1::ManagerState, sight: &Sight, now: Now) -> Vec<Action> {
+    let groups = state.all_groups().map(|group| (group.id, group)).collect();
+    let leaders = sight.leaders(state, now.mono_ms);
+    let mut round = Round { state, groups, leaders, sight, now, actions: Vec::new() };
+    let observed = round.observe();
+    for step in state.running().filter(|step| !observed.contains(&step.group)) {
+        round.go_on(step);
+    }
+    round.begin();
+    round.lead_at_home();
+    round.clear_up(&observed);
+    round.actions
+}
+
+struct Round<'a> {
+    state: &'a v1::ManagerState,
+    /// All groups, the manager's own too.
+    groups: BTreeMap<u64, &'a v1::GroupRecord>,
+    /// By group.
+    leaders: BTreeMap<u64, &'a Seen>,
+    sight: &'a Sight,
+    now: Now,
+    actions: Vec<Action>,
+}
+
+/// How the node that a move needs is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Newcomer {
+    /// The move needs none.
+    Nobody,
+    Up,
+    /// Down for a short time.
+    Silent,
+    /// Not to be waited for: removed, in another life, or down for too long.
+    Gone,
+}
+
+/// What became of a command that [`Round::ask`] may just have sent.
+enum Asked<'a> {
+    Done(&'a v1::CommandReply),
+    Failed,
+    Waiting,
+}
+
+impl<'a> Round<'a> {
+    /// Reports what leaders say of their groups, where that is news; returns the groups whose
+    /// stored membership is about to change.
+    fn observe(&mut self) -> BTreeSet<u64> {
+        let mut groups = Vec::new();
+        let mut observed = BTreeSet::new();
+        for record in self.state.all_groups() {
+            let Some(leader) = self.leader(record.id) else { continue };
+            let report = &leader.report;
+            if report.joint || !report.membership_committed {
+                continue;
+            }
+            let is_newer = report.membership_index > record.membership_index;
+            if !is_newer && !differs(record.bytes, report.bytes) {
+                continue;
+            }
+            if is_newer {
+                observed.insert(record.id);
+            }
+            groups.push(sighting(record, report));
+        }
+        if !groups.is_empty() {
+            self.propose(Change::Observe(v1::ObserveGroups { groups }));
+        }
+        observed
+    }
+
+    fn go_on(&mut self, step: &v1::Move) {
+        let Some(record) = self.group(step.group) else { return };
+        match (step.kind(), step.state()) {
+            (_, MoveState::Planned | MoveState::Done | MoveState::Cancelled) => {}
+            (MoveKind::Transfer | MoveKind::Rehome, _) => self.hand_over(step, record),
+            (_, MoveState::Create) => self.create(step, record),
+            (_, MoveState::Seed) => self.seed(step, record),
+            (_, MoveState::CatchUp) => self.catch_up(step, record),
+            (_, MoveState::Verify) => self.verify(step, record),
+            (_, MoveState::Lead) => self.lead_off(step, record),
+            (_, MoveState::Swap) => self.swap(step, record),
+            (_, MoveState::Retire) => self.retire(step, record),
+            (_, MoveState::Undo) => self.undo(step, record),
+        }
+    }
+
+    /// Begins planned moves: the most urgent first, one of a group at a time and in its order.
+    fn begin(&mut self) {
+        if self.state.settings().paused {
+            return;
+        }
+        let mut taken: BTreeSet<u64> = self.state.running().map(|step| step.group).collect();
+        let mut load: BTreeMap<u32, usize> = BTreeMap::new();
+        for step in self.state.running().filter(|step| self.leader(step.group).is_some()) {
+            for node in self.loaded(step) {
+                *load.entry(node).or_default() += 1;
+            }
+        }
+        let planned = |step: &&v1::Move| step.state() == MoveState::Planned;
+        let mut planned: Vec<&'a v1::Move> = self.state.unfinished().filter(planned).collect();
+        planned.sort_by_key(|step| (step.priority, step.id));
+        for step in planned {
+            if !taken.insert(step.group) {
+                continue;
+            }
+            if let Err(why) = self.premise(step) {
+                self.advance(step, MoveState::Cancelled, &why);
+                continue;
+            }
+            if self.newcomer(step) == Newcomer::Silent {
+                self.wait(step, "its node to come back");
+                continue;
+            }
+            if self.leader(step.group).is_none() {
+                self.wait(step, "a leader of the group");
+                continue;
+            }
+            let nodes = self.loaded(step);
+            if nodes.iter().any(|node| load.get(node).is_some_and(|n| *n >= RESEATS_PER_NODE)) {
+                continue;
+            }
+            for node in nodes {
+                *load.entry(node).or_default() += 1;
+            }
+            let comes = step.kind() == MoveKind::Reseat && step.to.is_some();
+            let first = if comes { MoveState::Create } else { MoveState::Lead };
+            self.advance(step, first, "it is its turn");
+        }
+    }
+
+    /// Whether a planned move still makes sense.
+    fn premise(&self, step: &v1::Move) -> Result<(), String> {
+        let Some(record) = self.group(step.group) else {
+            return Err("its group is gone".to_owned());
+        };
+        if self.newcomer(step) == Newcomer::Gone {
+            return Err("its node is gone".to_owned());
+        }
+        let voters = record.members.iter().filter(|member| !member.learner).count();
+        match (step.kind(), step.from, step.to) {
+            (MoveKind::Transfer | MoveKind::Rehome, _, Some(to)) => {
+                let votes =
+                    |seat: v1::MemberRoute| !seat.learner && !self.state.is_lost(seat.replica);
+                if seats_on(record, to.node).any(votes) {
+                    return Ok(());
+                }
+                Err(format!("node {} has no vote in the group", to.node))
+            }
+            (MoveKind::Transfer | MoveKind::Rehome, _, None) | (_, None, None) => {
+                Err("it says nothing".to_owned())
+            }
+            (MoveKind::Reseat, Some(from), _) if seat_of(record, from.replica).is_none() => {
+                Err(format!("replica {} has left already", from.replica))
+            }
+            (MoveKind::Reseat, Some(_), None) if voters < 2 => {
+                Err("it would take the last member away".to_owned())
+            }
+            (MoveKind::Reseat, from, Some(to)) => {
+                let in_place = from.is_some_and(|from| from.node == to.node);
+                if !in_place && seats_on(record, to.node).next().is_some() {
+                    return Err(format!("node {} has a seat already", to.node));
+                }
+                Ok(())
+            }
+            (MoveKind::Reseat, Some(_), None) => Ok(()),
+        }
+    }
+
+    /// How the node that a move needs is doing.
+    fn newcomer(&self, step: &v1::Move) -> Newcomer {
+        let Some(to) = step.to else { return Newcomer::Nobody };
+        let Some(node) = self.state.node(to.node) else { return Newcomer::Gone };
+        if to.replica != 0 && self.state.is_lost(to.replica) {
+            return Newcomer::Gone;
+        }
+        match node.state() {
+            v1::NodeState::Up => Newcomer::Up,
+            v1::NodeState::Removed => Newcomer::Gone,
+            v1::NodeState::Down => {
+                let down_ms = self.now.group_ms.saturating_sub(node.down_since_ms);
+                if down_ms >= PATIENCE_MS { Newcomer::Gone } else { Newcomer::Silent }
+            }
+        }
+    }
+
+    /// The nodes at which a reseat works now: one that is down has no work with it.
+    fn loaded(&self, step: &v1::Move) -> Vec<u32> {
+        reseated(step).filter(|node| self.state.node(*node).is_some_and(is_up)).collect()
+    }
+
+    /// Whether nobody has led the group for so long that moves need not wait any more.
+    fn is_leaderless(&self, group: u64) -> bool {
+        let silent_ms = self.sight.leaderless_ms(group, self.now.mono_ms);
+        self.leader(group).is_none() && silent_ms >= PATIENCE_MS
+    }
+
+    fn leader(&self, group: u64) -> Option<&'a Seen> {
+        self.leaders.get(&group).copied()
+    }
+
+    fn group(&self, id: u64) -> Option<&'a v1::GroupRecord> {
+        self.groups.get(&id).copied()
+    }
+
+    /// The leader of a group whose membership is settled; says what is waited for if there is none.
+    fn settled(&mut self, step: &v1::Move) -> Option<&'a Seen> {
+        let Some(leader) = self.leader(step.group) else {
+            self.wait(step, "a leader of the group");
+            return None;
+        };
+        if leader.report.joint || !leader.report.membership_committed {
+            self.wait(step, "the membership to settle");
+            return None;
+        }
+        Some(leader)
+    }
+
+    fn propose(&mut self, change: Change) {
+        self.actions.push(Action::Propose(v1::ManagerCommand { command: Some(change) }));
+    }
+
+    fn advance(&mut self, step: &v1::Move, next: MoveState, why: &str) {
+        self.propose(Change::Advance(v1::AdvanceMove {
+            id: step.id,
+            expected: step.state().into(),
+            next: next.into(),
+            why: why.to_owned(),
+            waiting: String::new(),
+            bytes_done: 0,
+        }));
+    }
+
+    /// Says what a move waits for, where that is news.
+    fn wait(&mut self, step: &v1::Move, what: &str) {
+        if step.waiting != what {
+            self.propose(Change::Advance(v1::AdvanceMove {
+                id: step.id,
+                expected: step.state,
+                next: step.state,
+                why: String::new(),
+                waiting: what.to_owned(),
+                bytes_done: 0,
+            }));
+        }
+    }
+
+    /// A command about a group for a node in its admitted life; `None` for a node that is not up.
+    fn tell(&self, node: u32, record: &v1::GroupRecord, command: Command) -> Option<Tell> {
+        let known = self.state.node(node).filter(|node| is_up(node))?;
+        let (group, generation) = (record.id, record.generation);
+        Some(Tell { node, incarnation: known.incarnation, group, generation, command })
+    }
+
+    /// What became of a command. It is sent if it never was, and again when its answer is old.
+    fn ask(&mut self, tell: Option<Tell>, retry_ms: u64) -> Asked<'a> {
+        let Some(tell) = tell else { return Asked::Waiting };
+        let due = |at_ms: u64| self.now.mono_ms.saturating_sub(at_ms) >= retry_ms;
+        let (again, asked) = match self.sight.standing(&tell.errand()) {
+            Standing::New => (true, Asked::Waiting),
+            Standing::Busy => (false, Asked::Waiting),
+            Standing::Done(at_ms, _) if due(at_ms) => (true, Asked::Waiting),
+            Standing::Done(_, reply) => (false, Asked::Done(reply)),
+            Standing::Failed(at_ms, _) => (due(at_ms), Asked::Failed),
+        };
+        if again {
+            self.actions.push(Action::Tell(tell));
+        }
+        asked
+    }
+}
+
+/// The nodes at which a reseat works.
+fn reseated(step: &v1::Move) -> impl Iterator<Item = u32> {
+    let nodes = if step.kind() == MoveKind::Reseat { [step.from, step.to] } else { [None, None] };
+    let in_place = nodes[0].map(|seat| seat.node) == nodes[1].map(|seat| seat.node);
+    nodes.into_iter().take(if in_place { 1 } else { 2 }).flatten().map(|seat| seat.node)
+}
+
+fn sighting(record: &v1::GroupRecord, report: &v1::GroupReport) -> v1::GroupSighting {
+    let member = |seat: &v1::SeatReport| v1::MemberRoute {
+        node: seat.node,
+        replica: seat.replica,
+        learner: !seat.voter,
+    };
+    let mut members: Vec<v1::MemberRoute> = report.seats.iter().map(member).collect();
+    order_members(&mut members, record.home);
+    v1::GroupSighting {
+        group: record.id,
+        membership_index: report.membership_index,
+        members,
+        bytes: report.bytes,
+    }
+}
+
+/// Whether a size is worth an entry in the log: it changed by more than an eighth and 64 KiB.
+fn differs(known: u64, seen: u64) -> bool {
+    known.abs_diff(seen) > (known / 8).max(64 * 1024)
+}
+
+fn seat_in(report: &v1::GroupReport, replica: u64) -> Option<v1::SeatReport> {
+    report.seats.iter().find(|seat| seat.replica == replica).copied()
+}
+
+/// Whether a seat has nearly all that its leader has.
+fn is_near(report: &v1::GroupReport, seat: v1::SeatReport) -> bool {
+    seat.matched > 0 && report.last_index.saturating_sub(seat.matched) <= LAG_MOST
+}
+
+#[cfg(test)]
+mod tests;

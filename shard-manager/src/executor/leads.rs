@@ -1,0 +1,166 @@
+//! Who leads: moves that hand leadership over, the step of a reseat that takes it off the leaving
+//! member (H3), and homes that lead their groups again.
+//!
+//! A group led by another member than its home works as well, so going home is no move: it is done
+//! while nothing else is, one group a second, and not again within [`HOME_RETRY_MS`], whatever came
+//! of it.
+
+use annulus_proto::v1;
+use annulus_proto::v1::MoveState;
+use annulus_proto::v1::command_request::Command;
+
+use super::{Newcomer, Round, is_near, seat_in};
+use crate::sight::Seen;
+use crate::state::{StateExt, is_up, seats_on};
+
+/// Between two transfers of the same move.
+const TRANSFER_RETRY_MS: u64 = 2_000;
+/// Between two groups that go home.
+const HOME_PACE_MS: u64 = 1_000;
+/// Between two attempts to take the same group home.
+const HOME_RETRY_MS: u64 = 5_000;
+/// A leadership that is younger is left alone: it came about for a reason that may still hold.
+const SETTLED_MS: u64 = 3_000;
+/// Groups go home only to a node that was heard within two heartbeats and a little.
+const HEARD_MS: u64 = 1_200;
+
+impl Round<'_> {
+    /// A transfer or a rehome.
+    pub(super) fn hand_over(&mut self, step: &v1::Move, record: &v1::GroupRecord) {
+        let Some(to) = step.to else { return };
+        if self.newcomer(step) == Newcomer::Gone {
+            return self.advance(step, MoveState::Cancelled, "its node is gone");
+        }
+        let Some(leader) = self.leader(step.group) else {
+            return self.wait(step, "a leader of the group");
+        };
+        if leader.node == to.node {
+            return self.advance(step, MoveState::Done, "it leads");
+        }
+        let votes = |seat: &v1::SeatReport| {
+            seat.voter && seat.node == to.node && !self.state.is_lost(seat.replica)
+        };
+        if !leader.report.joint && !leader.report.seats.iter().any(votes) {
+            return self.advance(step, MoveState::Cancelled, "its node has no vote in the group");
+        }
+        self.transfer(leader, record, to.node);
+        self.wait(step, "leadership to be handed over");
+    }
+
+    /// Takes leadership off the member that leaves.
+    pub(super) fn lead_off(&mut self, step: &v1::Move, record: &v1::GroupRecord) {
+        if self.newcomer(step) == Newcomer::Gone {
+            return self.advance(step, MoveState::Undo, "the new replica's node is gone");
+        }
+        let Some(leader) = self.settled(step) else { return };
+        let report = &leader.report;
+        if let Some(to) = step.to
+            && seat_in(report, to.replica).is_none()
+        {
+            return self.advance(step, MoveState::Undo, "the group does not have the learner");
+        }
+        if step.to.is_none() && !self.keeps_majority(step, report) {
+            return self.advance(step, MoveState::Cancelled, "the others would be no majority");
+        }
+        let leaving = step.from.filter(|from| from.replica == report.replica);
+        let Some(from) = leaving else {
+            return self.advance(step, MoveState::Swap, "the leaving member does not lead");
+        };
+        if report.seats.iter().all(|seat| !seat.voter || seat.replica == from.replica) {
+            if step.to.is_none() {
+                return self.advance(step, MoveState::Cancelled, "it is the last member");
+            }
+            return self.advance(step, MoveState::Swap, "nobody but the leaving member votes");
+        }
+        match self.successor(leader, record) {
+            Some(node) => {
+                self.transfer(leader, record, node);
+                self.wait(step, "leadership to leave the member that goes");
+            }
+            None => self.wait(step, "a voter that can lead"),
+        }
+    }
+
+    /// Tells a leader to hand over; the effect shows in reports.
+    pub(super) fn transfer(&mut self, leader: &Seen, record: &v1::GroupRecord, to: u32) {
+        let command = Command::Transfer(v1::TransferLeadership { to });
+        let tell = self.tell(leader.node, record, command);
+        self.ask(tell, TRANSFER_RETRY_MS);
+    }
+
+    /// Whether the group could go on without the member that leaves, should nobody come.
+    pub(super) fn keeps_majority(&self, step: &v1::Move, report: &v1::GroupReport) -> bool {
+        let leaves = step.from.map_or(0, |from| from.replica);
+        let rest = report.seats.iter().filter(|seat| seat.voter && seat.replica != leaves);
+        let (mut voters, mut live) = (0, 0);
+        for seat in rest {
+            let is_live = self.state.node(seat.node).is_some_and(is_up);
+            voters += 1;
+            live += usize::from(is_live && !self.state.is_lost(seat.replica));
+        }
+        2 * live > voters
+    }
+
+    /// The voter that shall lead after this leader: the home if it can, else the one that is
+    /// nearest and not draining.
+    pub(super) fn successor(&self, leader: &Seen, record: &v1::GroupRecord) -> Option<u32> {
+        let report = &leader.report;
+        let able = report.seats.iter().filter(|seat| {
+            seat.voter
+                && seat.node != leader.node
+                && !self.state.is_lost(seat.replica)
+                && self.state.node(seat.node).is_some_and(is_up)
+        });
+        let order = |seat: &&v1::SeatReport| {
+            let draining = self.state.node(seat.node).is_some_and(|node| node.draining);
+            let away = seat.node != record.home;
+            (!is_near(report, **seat), draining, away, u64::MAX - seat.matched, seat.node)
+        };
+        able.min_by_key(order).map(|seat| seat.node)
+    }
+
+    /// Takes at most one group home.
+    pub(super) fn lead_at_home(&mut self) {
+        let now_ms = self.now.mono_ms;
+        let since =
+            |at_ms: Option<u64>| at_ms.map_or(u64::MAX, |at_ms| now_ms.saturating_sub(at_ms));
+        let is_busy = self.state.settings().paused || self.state.running().next().is_some();
+        if is_busy || since(self.sight.last_transfer_ms(None)) < HOME_PACE_MS {
+            return;
+        }
+        for record in &self.state.groups {
+            if since(self.sight.last_transfer_ms(Some(record.id))) < HOME_RETRY_MS {
+                continue;
+            }
+            let Some(leader) = self.leader(record.id) else { continue };
+            if since(leader.leads_since_ms) < SETTLED_MS || leader.report.joint {
+                continue;
+            }
+            if let Some(to) = self.wanted(leader, record) {
+                return self.transfer(leader, record, to);
+            }
+        }
+    }
+
+    /// The member that should lead and does not, although it could.
+    fn wanted(&self, leader: &Seen, record: &v1::GroupRecord) -> Option<u32> {
+        let is_pinned = record.pinned != 0 && self.can_lead(leader, record, record.pinned);
+        let node = if is_pinned { record.pinned } else { record.home };
+        (node != leader.node && self.can_lead(leader, record, node)).then_some(node)
+    }
+
+    fn can_lead(&self, leader: &Seen, record: &v1::GroupRecord, node: u32) -> bool {
+        let known = self.state.node(node).filter(|known| is_up(known) && !known.draining);
+        let heard = known.and_then(|known| self.sight.heard_ms(known, self.now.mono_ms));
+        if heard.is_none_or(|heard_ms| heard_ms > HEARD_MS) {
+            return false;
+        }
+        let report = &leader.report;
+        seats_on(record, node).any(|member| {
+            let seat = seat_in(report, member.replica);
+            let own = self.sight.replica(node, member.replica, self.now.mono_ms);
+            let serves = own.is_some_and(|own| !own.absent && own.report.halted.is_empty());
+            serves && seat.is_some_and(|seat| seat.voter && is_near(report, seat))
+        })
+    }
+}

@@ -1,0 +1,218 @@
+//! Laws that hold on every way through a world of faults.
+
+use annulus_proto::v1;
+use annulus_proto::v1::MoveState;
+use annulus_proto::v1::manager_command::Command as Change;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::world::World;
+use crate::state::{StateExt, seats_on};
+
+const NODES: u32 = 6;
+
+/// What goes wrong, or on, next.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Round { most: usize, heard: bool },
+    Deliver { at: usize, answered: bool },
+    Lose(usize),
+    Repeat(usize),
+    Manager,
+    Power(u32),
+    Wipe(u32),
+    Elect(usize),
+    Cancel(usize),
+    Slow(bool),
+    Settle,
+    BadDigest,
+    Wait(u64),
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        8 => (prop_oneof![4 => Just(99usize), 1 => 0usize..4], any::<bool>())
+            .prop_map(|(most, heard)| Event::Round { most, heard }),
+        10 => (any::<usize>(), prop_oneof![4 => Just(true), 1 => Just(false)])
+            .prop_map(|(at, answered)| Event::Deliver { at, answered }),
+        1 => any::<usize>().prop_map(Event::Lose),
+        2 => any::<usize>().prop_map(Event::Repeat),
+        1 => Just(Event::Manager),
+        1 => (1..=NODES).prop_map(Event::Power),
+        1 => (1..=NODES).prop_map(Event::Wipe),
+        1 => any::<usize>().prop_map(Event::Elect),
+        1 => any::<usize>().prop_map(Event::Cancel),
+        1 => any::<bool>().prop_map(Event::Slow),
+        1 => Just(Event::Settle),
+        1 => Just(Event::BadDigest),
+        2 => prop_oneof![Just(200u64), Just(2_500), Just(20_000)].prop_map(Event::Wait),
+    ]
+}
+
+/// A step of some group; `kind` chooses among those that a planner could take.
+fn step(state: &v1::ManagerState, (group, kind, pick): (usize, usize, usize)) -> v1::Move {
+    let groups: Vec<&v1::GroupRecord> = state.all_groups().collect();
+    let group = groups[group % groups.len()];
+    let from = group.members[pick % group.members.len()];
+    let outside = (1..=NODES).filter(|node| seats_on(group, *node).next().is_none());
+    let outside: Vec<u32> = outside.collect();
+    let to = |node: u32| Some(v1::MemberRoute { node, replica: 0, learner: false });
+    let (kind, from, to) = match kind % 6 {
+        0 | 1 => (v1::MoveKind::Reseat, Some(from), to(outside[pick % outside.len()])),
+        // Leadership cannot be handed from one replica of a node to another, so not for one member.
+        2 if group.members.len() > 1 => (v1::MoveKind::Reseat, Some(from), to(from.node)),
+        2 | 3 => (v1::MoveKind::Reseat, None, to(outside[pick % outside.len()])),
+        4 => (v1::MoveKind::Transfer, None, to(from.node)),
+        _ => (v1::MoveKind::Rehome, None, to(from.node)),
+    };
+    let priority = (pick % 3) as u32;
+    v1::Move { kind: kind.into(), group: group.id, from, to, priority, ..Default::default() }
+}
+
+/// A seat that is given up: only for groups that nothing else is planned for.
+fn drop_step(group: &v1::GroupRecord, pick: usize) -> v1::Move {
+    let from = Some(group.members[pick % group.members.len()]);
+    v1::Move { group: group.id, from, ..Default::default() }
+}
+
+fn happen(world: &mut World, event: Event, wiped: &mut Option<u32>) {
+    world.tick(100);
+    match event {
+        Event::Round { most, heard } => {
+            if heard {
+                world.heartbeats();
+            }
+            world.round(most);
+        }
+        Event::Deliver { at, answered } => world.deliver(at, answered),
+        Event::Lose(at) => world.lose(at),
+        Event::Repeat(at) => world.repeat(at),
+        Event::Manager => world.change_manager(),
+        Event::Power(node) => {
+            let down = world.nodes.iter().find(|(_, node)| !node.is_up).map(|(id, _)| *id);
+            match down {
+                Some(down) => world.revive(down),
+                None if wiped.is_none() => world.kill(node),
+                None => {}
+            }
+        }
+        // One at a time: a majority of every group lives.
+        Event::Wipe(node) => {
+            let drops = world.state.moves.iter().any(|step| step.to.is_none());
+            if wiped.is_none() && !drops && world.nodes.values().all(|node| node.is_up) {
+                world.wipe(node);
+                *wiped = Some(node);
+            }
+        }
+        Event::Elect(pick) => {
+            let ids: Vec<u64> = world.groups.keys().copied().collect();
+            world.elect(ids[pick % ids.len()], pick / 7);
+        }
+        Event::Cancel(pick) => {
+            let ids: Vec<u64> = world.state.unfinished().map(|step| step.id).collect();
+            if !ids.is_empty() {
+                let id = ids[pick % ids.len()];
+                world.propose(Change::Cancel(v1::CancelMove { id }));
+            }
+        }
+        Event::Slow(is_slow) => world.is_slow = is_slow,
+        Event::Settle => world.settle(),
+        Event::BadDigest => world.bad_digests = 1,
+        Event::Wait(ms) => world.tick(ms),
+    }
+}
+
+/// Whether nothing is left to do.
+fn is_tidy(world: &World) -> bool {
+    let members_agree = world.state.all_groups().all(|record| {
+        let group = &world.groups[&record.id];
+        record.members.len() == group.members.len()
+            && record
+                .members
+                .iter()
+                .all(|member| group.members.get(&member.replica) == Some(&(member.node, true)))
+    });
+    let replicas_are_members = world.nodes.values().all(|node| {
+        node.replicas.iter().all(|(id, held)| world.groups[&held.group].members.contains_key(id))
+    });
+    members_agree && replicas_are_members && world.state.unfinished().next().is_none()
+}
+
+/// From here on nothing goes wrong any more.
+fn calm_down(world: &mut World) {
+    let ids: Vec<u32> = world.nodes.keys().copied().collect();
+    for id in ids {
+        world.revive(id);
+    }
+    (world.is_slow, world.bad_digests) = (false, 0);
+    for _ in 0..800 {
+        world.tick(250);
+        world.settle();
+        world.heartbeats();
+        world.round(usize::MAX);
+        while !world.wire.is_empty() {
+            world.deliver(0, true);
+        }
+        if is_tidy(world) {
+            return;
+        }
+    }
+    let moves: Vec<&v1::Move> = world.state.unfinished().collect();
+    panic!("still to do: {moves:?} {:?} {:?}", world.groups, world.nodes);
+}
+
+fn add(world: &mut World, moves: Vec<v1::Move>) {
+    let table_version = world.state.table_version;
+    let plan = v1::AddMoves { plan: 1, table_version, moves, ..Default::default() };
+    crate::testing::put(&mut world.state, Change::AddMoves(plan), world.now.group_ms).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Destroyed members, changes without comparison and lost members panic in the world itself.
+    #[test]
+    fn every_move_ends_and_leaves_nothing_behind(
+        steps in vec((any::<usize>(), any::<usize>(), any::<usize>()), 1..8),
+        dropped in proptest::option::of((any::<usize>(), any::<usize>())),
+        replication in 1u32..=3,
+        events in vec(any_event(), 0..250),
+    ) {
+        // Faults take at most one member of a group, so smaller groups only see lost messages.
+        let mut world = World::new(NODES, replication);
+        let is_small = replication < 3;
+        let mut moves: Vec<v1::Move> =
+            steps.into_iter().map(|choice| step(&world.state, choice)).collect();
+        if let Some((group, pick)) = dropped.filter(|_| replication > 1) {
+            let record = &world.state.groups[group % world.state.groups.len()];
+            moves.retain(|step| step.group != record.id);
+            moves.push(drop_step(record, pick));
+        }
+        add(&mut world, moves);
+        let mut wiped = None;
+        for event in events {
+            let is_power = matches!(event, Event::Power(_) | Event::Wipe(_));
+            if !is_small || !is_power {
+                happen(&mut world, event, &mut wiped);
+            }
+        }
+        calm_down(&mut world);
+        let ended = |step: &v1::Move| {
+            matches!(step.state(), MoveState::Done | MoveState::Cancelled)
+        };
+        prop_assert!(world.state.moves.iter().all(ended));
+        // What was not cancelled came to pass, also where nobody watched.
+        for step in world.state.moves.iter().filter(|step| step.state() == MoveState::Done) {
+            let members = &world.groups[&step.group].members;
+            let (from, to) = (step.from, step.to.filter(|to| to.replica != 0));
+            prop_assert!(from.is_none_or(|from| !members.contains_key(&from.replica)));
+            let later = |other: &v1::Move| {
+                other.group == step.group
+                    && other.state() == MoveState::Done
+                    && other.from.map(|seat| seat.replica) == to.map(|seat| seat.replica)
+            };
+            let replaced = world.state.moves.iter().any(later);
+            prop_assert!(replaced || to.is_none_or(|to| members.contains_key(&to.replica)));
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! A world for the executor: nodes that obey commands as real ones must, groups whose memberships
+//! change, a manager whose leader changes, and a wire on which everything can get lost, late or
+//! repeated. Time passes only when told.
+//!
+//! What must never happen is asserted where it would happen: see `obey`.
+
+mod obey;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use annulus_proto::v1;
+use annulus_proto::v1::manager_command::Command as Change;
+use annulus_types::{Error, ErrorKind};
+
+use super::super::{Action, Now, next};
+use crate::command::nodes::{Admission, admission};
+use crate::sight::{FORMER_MS, SILENT_MS, Sight, Tell};
+use crate::state::{StateExt, from_plan, id_of, is_up};
+use crate::testing::{node_of, plan_of, put};
+
+/// By replica: its node, and whether it votes.
+type Members = BTreeMap<u64, (u32, bool)>;
+
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    pub is_up: bool,
+    pub life: u64,
+    pub replicas: BTreeMap<u64, Replica>,
+    tombstones: BTreeSet<u64>,
+    /// By group: the highest term and generation that was obeyed (H6).
+    fences: BTreeMap<u64, (u64, u64)>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Replica {
+    pub group: u64,
+    pub matched: u64,
+    pub halted: bool,
+    /// The newest membership in its log that holds it; 0: none does.
+    member_at: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Group {
+    /// Of the membership entry.
+    pub index: u64,
+    pub members: Members,
+    /// What a change under way leads to.
+    next: Option<Members>,
+    /// The term of the leader that was asked for it. Another leader commits what was appended, and
+    /// appends nothing: a joint membership stays.
+    asked_in: u64,
+    /// A replica; 0: nobody leads.
+    pub leader: u64,
+    term: u64,
+    last: u64,
+}
+
+pub struct World {
+    pub state: v1::ManagerState,
+    pub sight: Sight,
+    pub now: Now,
+    pub term: u64,
+    pub nodes: BTreeMap<u32, Node>,
+    pub groups: BTreeMap<u64, Group>,
+    /// Commands on their way, with the term in which they were sent.
+    pub wire: Vec<(u64, Tell)>,
+    /// Commands that arrived, and may arrive again.
+    late: Vec<(u64, Tell)>,
+    /// Changes of membership take long, and their answers do not come back.
+    pub is_slow: bool,
+    /// So many comparisons of digests will fail.
+    pub bad_digests: u32,
+    verified: BTreeSet<u64>,
+}
+
+fn refused(reason: &str) -> Error {
+    Error::refused(ErrorKind::NotReady { reason: reason.to_owned() })
+}
+
+impl World {
+    /// Equal nodes, eight shards, and one group per node beside the manager's own.
+    pub fn new(nodes: u32, replication: u32) -> Self {
+        let plan = v1::Plan { shards: 8, lanes: 1, replication, ..plan_of(nodes) };
+        let state = from_plan(&plan).unwrap();
+        let mut world = Self {
+            sight: Sight::new(1_000),
+            now: Now { mono_ms: 1_000, group_ms: 1_000 },
+            term: 1,
+            nodes: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            wire: Vec::new(),
+            late: Vec::new(),
+            is_slow: false,
+            bad_digests: 0,
+            verified: BTreeSet::new(),
+            state,
+        };
+        for id in 1..=nodes {
+            world.nodes.insert(id, Node { is_up: true, life: 7, ..Node::default() });
+        }
+        for record in world.state.all_groups() {
+            let mut members = Members::new();
+            for member in &record.members {
+                members.insert(member.replica, (member.node, true));
+                let replica =
+                    Replica { group: record.id, matched: 10, halted: false, member_at: 1 };
+                let node = world.nodes.get_mut(&member.node).unwrap();
+                node.replicas.insert(member.replica, replica);
+            }
+            let leader = record.members[0].replica;
+            let group = Group { index: 1, members, leader, term: 1, last: 10, ..Group::default() };
+            world.groups.insert(record.id, group);
+        }
+        world
+    }
+
+    fn is_alive(&self, replica: u64, node: u32) -> bool {
+        let node = &self.nodes[&node];
+        node.is_up && node.replicas.get(&replica).is_some_and(|replica| !replica.halted)
+    }
+
+    pub fn live(&self, members: &Members) -> usize {
+        let votes = members.iter().filter(|(_, (_, voter))| *voter);
+        votes.filter(|(replica, (node, _))| self.is_alive(**replica, *node)).count()
+    }
+
+    fn has_quorum(&self, group: &Group) -> bool {
+        let majority = |members: &Members| {
+            let voters = members.values().filter(|(_, voter)| *voter).count();
+            2 * self.live(members) > voters
+        };
+        majority(&group.members) && group.next.as_ref().is_none_or(majority)
+    }
+
+    /// The leader's node, if somebody leads with a majority.
+    pub fn leader_node(&self, id: u64) -> Option<u32> {
+        let group = &self.groups[&id];
+        let (node, _) = group.members.get(&group.leader)?;
+        (self.is_alive(group.leader, *node) && self.has_quorum(group)).then_some(*node)
+    }
+
+    /// Lets some voter lead that can; another one than now if possible.
+    pub fn elect(&mut self, id: u64, pick: usize) {
+        let group = &self.groups[&id];
+        let able: Vec<u64> = group
+            .members
+            .iter()
+            .filter(|(replica, (node, voter))| *voter && self.is_alive(**replica, *node))
+            .map(|(replica, _)| *replica)
+            .collect();
+        let leader =
+            if self.has_quorum(group) && !able.is_empty() { able[pick % able.len()] } else { 0 };
+        let group = self.groups.get_mut(&id).unwrap();
+        if leader != group.leader {
+            group.term += 1;
+        }
+        group.leader = leader;
+    }
+
+    /// Lets time pass: logs grow and are replicated, leaders are elected where there are none.
+    pub fn tick(&mut self, ms: u64) {
+        self.now.mono_ms += ms;
+        self.now.group_ms += ms;
+        let ids: Vec<u64> = self.groups.keys().copied().collect();
+        for id in ids {
+            if self.leader_node(id).is_none() {
+                self.elect(id, 0);
+            }
+            if self.leader_node(id).is_none() {
+                continue;
+            }
+            let group = self.groups.get_mut(&id).unwrap();
+            group.last += 3;
+            for (replica, (node, _)) in &group.members {
+                let node = self.nodes.get_mut(node).unwrap();
+                if let Some(held) = node.replicas.get_mut(replica).filter(|_| node.is_up) {
+                    held.matched = group.last;
+                    held.member_at = group.index;
+                }
+            }
+        }
+    }
+
+    /// Whether the voters are being changed.
+    pub fn is_joint(&self, id: u64) -> bool {
+        let votes = |members: &Members| -> BTreeSet<u64> {
+            let voters = members.iter().filter(|(_, (_, voter))| *voter);
+            voters.map(|(replica, _)| *replica).collect()
+        };
+        let group = &self.groups[&id];
+        group.next.as_ref().is_some_and(|next| votes(next) != votes(&group.members))
+    }
+
+    /// A leader dies when half of its change is done: one that takes a member's seat away.
+    pub fn leave_joint(&mut self, id: u64, gone: u64) {
+        let group = self.groups.get_mut(&id).unwrap();
+        let mut members = group.members.clone();
+        members.remove(&gone);
+        Self::append(group, members);
+        group.asked_in = 0;
+    }
+
+    fn append(group: &mut Group, members: Members) {
+        group.last += 1;
+        group.index = group.last;
+        (group.next, group.asked_in) = (Some(members), group.term);
+    }
+
+    /// Ends changes of membership that are under way, where a majority lives, and with it who was
+    /// asked for them, or nobody is needed.
+    pub fn settle(&mut self) {
+        let ids: Vec<u64> = self.groups.keys().copied().collect();
+        for id in ids {
+            let is_joint = self.is_joint(id);
+            if self.leader_node(id).is_some() {
+                let group = self.groups.get_mut(&id).unwrap();
+                if is_joint && group.asked_in != group.term {
+                    continue;
+                }
+                if let Some(next) = group.next.take() {
+                    Self::commit(group, next);
+                }
+            }
+        }
+    }
+
+    fn commit(group: &mut Group, members: Members) {
+        group.last += 1;
+        group.index = group.last;
+        group.members = members;
+        if !group.members.get(&group.leader).is_some_and(|(_, voter)| *voter) {
+            group.leader = 0;
+        }
+    }
+
+    pub fn kill(&mut self, id: u32) {
+        self.nodes.get_mut(&id).unwrap().is_up = false;
+    }
+
+    pub fn revive(&mut self, id: u32) {
+        self.nodes.get_mut(&id).unwrap().is_up = true;
+    }
+
+    /// The node comes back with an empty disk.
+    pub fn wipe(&mut self, id: u32) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        *node = Node { is_up: true, life: node.life + 1, ..Node::default() };
+    }
+
+    /// A replica comes to be out of nowhere.
+    pub fn plant(&mut self, node: u32, group: u64, replica: u64) {
+        let held = Replica { group, ..Replica::default() };
+        self.nodes.get_mut(&node).unwrap().replicas.insert(replica, held);
+    }
+
+    pub fn change_manager(&mut self) {
+        self.term += 1;
+        self.sight = Sight::new(self.now.mono_ms);
+    }
+
+    fn report(&self, replica: u64, held: &Replica) -> v1::GroupReport {
+        let group = &self.groups[&held.group];
+        let leads = group.leader == replica && self.leader_node(held.group).is_some();
+        let matched = |replica: u64, node: u32| {
+            self.nodes[&node].replicas.get(&replica).map_or(0, |held| held.matched)
+        };
+        let seat = |(replica, (node, voter)): (&u64, &(u32, bool))| v1::SeatReport {
+            replica: *replica,
+            node: *node,
+            voter: *voter,
+            matched: matched(*replica, *node),
+        };
+        let role = if leads { v1::Role::Leader } else { v1::Role::Follower };
+        v1::GroupReport {
+            group: held.group,
+            replica,
+            role: role.into(),
+            term: group.term,
+            membership_index: group.index,
+            joint: self.is_joint(held.group),
+            seats: if leads { group.members.iter().map(seat).collect() } else { Vec::new() },
+            last_index: group.last,
+            gate_open: leads,
+            halted: if held.halted { "broken".to_owned() } else { String::new() },
+            membership_committed: group.next.is_none(),
+            ..Default::default()
+        }
+    }
+
+    /// A node reports, and is admitted first if need be: what `Manager::heartbeat` does.
+    pub fn heartbeat(&mut self, id: u32) {
+        let node = &self.nodes[&id];
+        if !node.is_up {
+            return;
+        }
+        let (life, info) = (node.life, node_of(id));
+        let known = self.state.node(id).unwrap();
+        let former_silent = self.sight.silent_ms(known, self.now.mono_ms) >= FORMER_MS;
+        if admission(&self.state, &info, life, former_silent) == Admission::Enter {
+            let info = Some(info.clone());
+            let admit = v1::AdmitNode { info, incarnation: life, former_silent };
+            self.propose(Change::Admit(admit));
+        }
+        if admission(&self.state, &info, life, former_silent) == Admission::Known {
+            let replicas = &self.nodes[&id].replicas;
+            let groups = replicas.iter().map(|(id, held)| self.report(*id, held)).collect();
+            let request = v1::HeartbeatRequest {
+                info: Some(info),
+                incarnation: life,
+                groups,
+                ..Default::default()
+            };
+            self.sight.hear(&request, self.now.mono_ms);
+        }
+    }
+
+    pub fn heartbeats(&mut self) {
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            self.heartbeat(id);
+        }
+    }
+
+    /// A refused proposal is one that came too late.
+    pub fn propose(&mut self, command: Change) {
+        let _refused = put(&mut self.state, command, self.now.group_ms);
+    }
+
+    /// One round of the driver, cut off after so many actions.
+    pub fn round(&mut self, most: usize) {
+        let up: Vec<v1::NodeRecord> =
+            self.state.nodes.iter().filter(|n| is_up(n)).cloned().collect();
+        for node in up {
+            if self.sight.silent_ms(&node, self.now.mono_ms) >= SILENT_MS {
+                let (node, incarnation) = (id_of(&node), node.incarnation);
+                self.propose(Change::Silent(v1::NodeSilent { node, incarnation }));
+            }
+        }
+        for action in next(&self.state, &self.sight, self.now).into_iter().take(most) {
+            match action {
+                Action::Propose(command) => self.propose(command.command.unwrap()),
+                Action::Tell(tell) => {
+                    self.sight.sent(tell.errand(), self.now.mono_ms);
+                    self.wire.push((self.term, tell));
+                }
+            }
+        }
+    }
+
+    /// A command arrives; its answer comes back, or is lost.
+    pub fn deliver(&mut self, pick: usize, is_answered: bool) {
+        if self.wire.is_empty() {
+            return;
+        }
+        let (term, tell) = self.wire.remove(pick % self.wire.len());
+        let result = self.perform(term, &tell);
+        self.late.push((term, tell));
+        let result = if is_answered { result } else { Err(refused("lost")) };
+        self.answer(term, &tell, result);
+    }
+
+    /// A command is lost.
+    pub fn lose(&mut self, pick: usize) {
+        if !self.wire.is_empty() {
+            let (term, tell) = self.wire.remove(pick % self.wire.len());
+            self.late.push((term, tell));
+            self.answer(term, &tell, Err(refused("lost")));
+        }
+    }
+
+    /// A command arrives that arrived before, or was thought to be lost.
+    pub fn repeat(&mut self, pick: usize) {
+        if !self.late.is_empty() {
+            let (term, tell) = self.late[pick % self.late.len()];
+            let _unheard = self.perform(term, &tell);
+        }
+    }
+
+    fn answer(&mut self, term: u64, tell: &Tell, result: Result<v1::CommandReply, Error>) {
+        if term == self.term {
+            self.sight.answered(tell.errand(), result, self.now.mono_ms);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What a node of the world does with a command, and what must never be asked of it.
+
+use annulus_proto::v1;
+use annulus_proto::v1::command_request::Command;
+use annulus_types::Error;
+
+use super::{Members, Replica, World, refused};
+use crate::sight::Tell;
+use crate::state::StateExt;
+
+impl World {
+    /// What a node does with a command.
+    pub(super) fn perform(&mut self, term: u64, tell: &Tell) -> Result<v1::CommandReply, Error> {
+        let node = self.nodes.get_mut(&tell.node).unwrap();
+        if !node.is_up || node.life != tell.incarnation {
+            return Err(refused("nobody of that life is there"));
+        }
+        let fence = node.fences.entry(tell.group).or_default();
+        if (term, tell.generation) < *fence {
+            return Err(refused("a later manager has spoken"));
+        }
+        *fence = (term, tell.generation);
+        match tell.command {
+            Command::Create(create) => self.create(tell, create.replica),
+            Command::Retire(retire) => self.destroy(tell, retire.replica, true),
+            Command::Cancel(cancel) => self.destroy(tell, cancel.replica, false),
+            _ if self.leader_node(tell.group) != Some(tell.node) => Err(refused("leads not")),
+            Command::Seed(seed) => {
+                let to = seed.to.unwrap();
+                let is_there = self.is_alive(to.replica, to.node);
+                let reply = v1::CommandReply { bytes: 100, ..self.reply(tell) };
+                if is_there { Ok(reply) } else { Err(refused("nothing to seed")) }
+            }
+            Command::Verify(verify) => {
+                let seat = verify.seat.unwrap();
+                if !self.is_alive(seat.replica, seat.node) {
+                    return Err(refused("no answer"));
+                }
+                let equal = self.bad_digests == 0;
+                self.bad_digests = self.bad_digests.saturating_sub(1);
+                if equal {
+                    self.verified.insert(seat.replica);
+                }
+                Ok(v1::CommandReply { equal, ..self.reply(tell) })
+            }
+            Command::Transfer(transfer) => self.transfer(tell, transfer.to),
+            Command::Change(change) => self.change(tell, change),
+        }
+    }
+
+    fn reply(&self, tell: &Tell) -> v1::CommandReply {
+        let leader = self.groups[&tell.group].leader;
+        let held = self.nodes[&tell.node].replicas.get(&leader);
+        let report = held.map(|held| self.report(leader, held));
+        v1::CommandReply { report, ..Default::default() }
+    }
+
+    fn create(&mut self, tell: &Tell, replica: u64) -> Result<v1::CommandReply, Error> {
+        let node = self.nodes.get_mut(&tell.node).unwrap();
+        if node.tombstones.contains(&replica) {
+            return Err(refused("was destroyed here"));
+        }
+        let group = tell.group;
+        node.replicas.entry(replica).or_insert(Replica { group, ..Replica::default() });
+        Ok(v1::CommandReply::default())
+    }
+
+    /// With `proof` as a member that left (H4), else as one that never was a member.
+    fn destroy(&mut self, tell: &Tell, id: u64, proof: bool) -> Result<v1::CommandReply, Error> {
+        let group = &self.groups[&tell.group];
+        let holds = group.members.contains_key(&id)
+            || group.next.as_ref().is_some_and(|next| next.contains_key(&id));
+        let counts = |members: &Members| members.get(&id).is_some_and(|(_, voter)| *voter);
+        let votes = counts(&group.members) || group.next.as_ref().is_some_and(counts);
+        let node = self.nodes.get_mut(&tell.node).unwrap();
+        if let Some(held) = node.replicas.get(&id) {
+            let left = held.member_at > 0 && group.index > held.member_at && group.next.is_none();
+            if proof && (holds || !left) {
+                return Err(refused("no proof"));
+            }
+            if !proof && held.member_at > 0 {
+                return Err(refused("it was a member"));
+            }
+        }
+        // A learner that a deposed manager's command brought in meanwhile has nothing to lose.
+        assert!(!votes, "{tell:?} although its group counts it: {group:?}");
+        node.replicas.remove(&id);
+        node.tombstones.insert(id);
+        Ok(v1::CommandReply::default())
+    }
+
+    fn transfer(&mut self, tell: &Tell, to: u32) -> Result<v1::CommandReply, Error> {
+        let group = &self.groups[&tell.group];
+        let target = group.members.iter().find(|(replica, (node, voter))| {
+            *node == to && *voter && **replica != group.leader && self.is_alive(**replica, *node)
+        });
+        let Some((replica, _)) = target else { return Err(refused("no such voter")) };
+        let (replica, group) = (*replica, self.groups.get_mut(&tell.group).unwrap());
+        group.leader = replica;
+        group.term += 1;
+        Ok(self.reply(tell))
+    }
+
+    fn change(
+        &mut self,
+        tell: &Tell,
+        change: v1::ChangeMembership,
+    ) -> Result<v1::CommandReply, Error> {
+        let is_joint = self.is_joint(tell.group);
+        let group = &self.groups[&tell.group];
+        if group.index != change.membership_index {
+            return Err(refused("the membership is another one"));
+        }
+        if let Some(next) = &group.next {
+            if !is_joint || group.asked_in == group.term {
+                return Err(refused("another change is under way"));
+            }
+            if !next.get(&group.leader).is_some_and(|(_, voter)| *voter) {
+                return Err(refused("leadership must leave first"));
+            }
+            let next = next.clone();
+            let group = self.groups.get_mut(&tell.group).unwrap();
+            group.next = None;
+            Self::commit(group, next);
+            return Ok(self.reply(tell));
+        }
+        let mut members = group.members.clone();
+        if let Some(seat) = change.add_learner {
+            members.entry(seat.replica).or_insert((seat.node, false));
+        }
+        if let Some(seat) = change.promote {
+            assert!(self.verified.contains(&seat.replica), "{tell:?} without comparison");
+            let Some(member) = members.get_mut(&seat.replica) else {
+                return Err(refused("promotes a stranger"));
+            };
+            member.1 = true;
+        }
+        if let Some(seat) = change.remove {
+            assert_ne!(group.leader, seat.replica, "{tell:?} of the leader");
+            members.remove(&seat.replica);
+        }
+        if members == group.members {
+            return Ok(self.reply(tell));
+        }
+        self.check_change(tell, change, &members);
+        let group = self.groups.get_mut(&tell.group).unwrap();
+        if self.is_slow {
+            Self::append(group, members);
+            return Err(refused("no answer"));
+        }
+        Self::commit(group, members);
+        Ok(self.reply(tell))
+    }
+
+    /// Live members never get fewer by a change, unless the plan is that one goes.
+    fn check_change(&self, tell: &Tell, change: v1::ChangeMembership, members: &Members) {
+        let group = &self.groups[&tell.group];
+        let comes = change.promote.map(|seat| self.is_alive(seat.replica, seat.node));
+        let drops = self.state.running().any(|step| {
+            let leaves = step.from.map(|from| from.replica);
+            step.to.is_none() && leaves == change.remove.map(|seat| seat.replica)
+        });
+        let replaced = self.state.running().any(|step| {
+            step.group == tell.group
+                && step.to.is_some_and(|to| group.members.get(&to.replica).is_some_and(|to| to.1))
+        });
+        if comes != Some(false) && !drops && !replaced {
+            let (before, after) = (self.live(&group.members), self.live(members));
+            assert!(after >= before, "{tell:?} leaves {after} of {before} live members");
+        }
+    }
+}
