@@ -24,7 +24,7 @@
 //!   then add up to less than all seats. The rest goes beyond quota by the rule of `ring::place`.
 //! - `choice` finds the table to reach, by flows of least cost (`flow`): rules 1 and 2 are the shape
 //!   of the network, rule 3 is the room of its edges, rules 4 and 5 are the costs. It takes every
-//!   group at once, so bytes are weighed for the cluster, not for one group after another (not proven the least).
+//!   group at once, so bytes are weighed for the cluster, not for one group after another.
 //! - `steps` turns the difference into steps and brings them into an order.
 //!
 //! **Order.** Repair comes before drain, drain before rebalance. Within each, the steps that copy

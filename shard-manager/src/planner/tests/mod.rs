@@ -1,8 +1,9 @@
-//! Tests of the planner: golden scripts, laws, the edges of its input, its flows.
+//! Tests of the planner: golden scripts, laws, the least bytes, the edges of its input, its flows.
 
 mod edges;
 mod flows;
 mod laws;
+mod least;
 mod scripts;
 
 use annulus_ring::{PlacementNode, Settings, place};
