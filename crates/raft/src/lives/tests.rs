@@ -2,10 +2,14 @@
 //! file knows.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
-use annulus_runtime::{Clock, Random, SimDisk, SimWorld, Tasks};
+use annulus_runtime::{Clock, Disk as _, Random, SimDisk, SimWorld, Tasks};
 use annulus_types::{ClusterId, NodeInfo};
+use annulus_wal::Position;
+use bytes::BufMut as _;
 
+use super::memory::{FILE_BYTES_MOST, FORMER_MOST, NODES_MOST, Past, Undecoded, VERSION};
 use super::*;
 use crate::options::Timing;
 
