@@ -8,6 +8,7 @@
 //! Invariant (H7): a route decides nothing here. Whether a request is served follows from what the
 //! groups of this node say about themselves.
 
+pub mod deadline;
 pub mod kv;
 pub mod operation;
 pub mod routes;

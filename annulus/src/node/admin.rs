@@ -15,6 +15,7 @@ use annulus_proto::convert::{error_of, header_of, status_of};
 use annulus_proto::v1;
 use annulus_proto::v1::admin_client::AdminClient;
 use annulus_proto::v1::admin_server::Admin;
+use annulus_server::deadline::{deadline_of, working_limit};
 use annulus_shard_manager::Manager;
 use annulus_types::limits::{DEADLINE_DEFAULT, DEADLINE_MOST, DECODE_BYTES};
 use annulus_types::{Error, ErrorKind, NodeId};
@@ -23,7 +24,6 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use super::deadline::{deadline_of, working_limit};
 use super::{Lead, Node, birth};
 
 /// In the metadata of a request that another node has passed on.

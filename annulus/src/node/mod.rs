@@ -23,7 +23,6 @@
 mod admin;
 mod birth;
 mod command;
-mod deadline;
 mod fences;
 mod heartbeat;
 mod http;

@@ -10,12 +10,12 @@ use annulus_proto::v1;
 use annulus_proto::v1::peer_server::Peer;
 use annulus_raft::{FrameStream, GroupSpec, HostError};
 use annulus_runtime::{OnEnd, Stream};
+use annulus_server::deadline::{deadline_of, working_limit};
 use annulus_types::{Error, ErrorKind, NodeId, RoutingTable};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::deadline::{deadline_of, working_limit};
 use super::{Lead, Node, birth, command, replicas};
 
 /// A connection as tonic wants it.

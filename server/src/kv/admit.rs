@@ -16,6 +16,7 @@ use annulus_types::{Error, Revision, ShardId, Token, routing_key, token_of};
 use bytes::Bytes;
 use tonic::metadata::MetadataMap;
 
+use crate::deadline::{self, deadline_of};
 use crate::operation::{self, Expect, Guard, Item, Op};
 
 /// Fields of a single value and its checksum.
@@ -32,29 +33,9 @@ pub(super) struct Ready {
     pub(super) body: Bytes,
 }
 
-/// The deadline that the caller set, by gRPC's own header: digits and a unit.
-fn deadline_of(metadata: &MetadataMap) -> Duration {
-    let parsed = metadata.get("grpc-timeout").and_then(|text| {
-        let text = text.to_str().ok()?;
-        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        let amount: u64 = digits.parse().ok()?;
-        Some(match unit {
-            "H" => Duration::from_secs(amount.saturating_mul(3600)),
-            "M" => Duration::from_secs(amount.saturating_mul(60)),
-            "S" => Duration::from_secs(amount),
-            "m" => Duration::from_millis(amount),
-            "u" => Duration::from_micros(amount),
-            "n" => Duration::from_nanos(amount),
-            _ => return None,
-        })
-    });
-    parsed.unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MOST)
-}
-
 /// Leaves time for the answer to travel before the caller's own clock runs out.
 pub(super) fn working_limit(metadata: &MetadataMap) -> Duration {
-    let whole = deadline_of(metadata);
-    whole.saturating_sub((whole / 10).min(Duration::from_millis(200)))
+    deadline::working_limit(deadline_of(metadata).unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MOST))
 }
 
 /// Checks a key.

@@ -1,4 +1,6 @@
-//! How long a caller waits, by gRPC's own header.
+//! How long a caller waits, by gRPC's own header, and what of it may be spent here. Pure.
+//!
+//! A header that does not read is no deadline, as gRPC servers have it; callers of this have their own default.
 
 use std::time::Duration;
 
@@ -8,7 +10,8 @@ use tonic::metadata::MetadataMap;
 const MARGIN_MOST: Duration = Duration::from_millis(200);
 
 /// The caller's deadline: at most eight digits and a unit. `None` when it set none that reads.
-pub(super) fn deadline_of(metadata: &MetadataMap) -> Option<Duration> {
+#[must_use]
+pub fn deadline_of(metadata: &MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let amount: u64 = digits.parse().ok()?;
@@ -24,7 +27,8 @@ pub(super) fn deadline_of(metadata: &MetadataMap) -> Option<Duration> {
 }
 
 /// What of it may be spent here, so that the answer arrives in time.
-pub(super) fn working_limit(whole: Duration) -> Duration {
+#[must_use]
+pub fn working_limit(whole: Duration) -> Duration {
     whole.saturating_sub((whole / 10).min(MARGIN_MOST))
 }
 
