@@ -146,6 +146,12 @@ async fn serve(config: Config) -> anyhow::Result<u8> {
     if config.insecure {
         tracing::warn!("--insecure: listening beyond loopback without TLS");
     }
+    if config.unsafe_slow_apply_ms > 0 {
+        tracing::warn!(
+            most_ms = config.unsafe_slow_apply_ms,
+            "--unsafe-slow-apply-ms: what this node applies as a leader is delayed"
+        );
+    }
     let env = Env::real()?;
     let node = Node::start(env.clone(), config).await?;
     let info = node.info();

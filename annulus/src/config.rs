@@ -105,6 +105,10 @@ settings! {
         /// Lets the node listen on addresses that are not loopback, although nothing is encrypted
         /// and nobody has to prove who they are. Logged at every start.
         insecure: bool = false,
+        /// Delays every batch of entries that this node applies as a leader, at random by up to so
+        /// many milliseconds, from 0 to 10000: to try reads on a leader that is behind its
+        /// followers. All writes get slower. Logged at every start.
+        unsafe_slow_apply_ms: u64 = 0,
         /// Times that all nodes of a cluster have in common.
         timing: Timing = Timing::default(),
         /// The log that all replicas of the node share.
@@ -210,6 +214,9 @@ pub struct Flags {
     /// Lets the node listen on other addresses than loopback, unencrypted and open to everybody
     #[arg(long)]
     pub insecure: bool,
+    /// Delays what this node applies as a leader at random by up to so many ms; for tests
+    #[arg(long, value_name = "MS")]
+    pub unsafe_slow_apply_ms: Option<u64>,
 }
 
 impl Flags {
@@ -234,6 +241,7 @@ impl Flags {
             engine,
             log_format,
             insecure,
+            unsafe_slow_apply_ms,
         } = self;
         set(&mut config.node_id, node_id);
         set(&mut config.data_dir, data_dir);
@@ -247,6 +255,7 @@ impl Flags {
         set(&mut config.engine, engine);
         set(&mut config.log_format, log_format);
         set(&mut config.insecure, insecure.then_some(true));
+        set(&mut config.unsafe_slow_apply_ms, unsafe_slow_apply_ms);
     }
 }
 

@@ -35,6 +35,7 @@ use crate::op_id::OpIdText;
 use crate::retry::{Access, Failure};
 use crate::routes::{RouteCache, Want};
 use crate::session::{Memory, Session};
+use crate::stats::{Counters, Stats};
 
 /// A node gathers the state of the others for up to 1 s.
 const STATUS_ATTEMPT_MOST: Duration = Duration::from_millis(2_500);
@@ -66,6 +67,7 @@ struct Inner {
     /// Whether mutations get operation ids.
     exactly_once: bool,
     desk: Desk,
+    counters: Counters,
 }
 
 /// Builds a [`Client`].
@@ -148,6 +150,7 @@ impl Builder {
             turn: AtomicUsize::new(usize::try_from(start).unwrap_or(0)),
             exactly_once: self.exactly_once,
             desk: Desk::default(),
+            counters: Counters::default(),
             env,
         };
         inner.first_contact().await?;
@@ -280,6 +283,12 @@ impl Client {
         }
     }
 
+    /// What the calls of this client and its clones have taken so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.inner.counters.read()
+    }
+
     /// The routing table, fetched anew from any node that has one.
     ///
     /// # Errors
@@ -352,13 +361,16 @@ impl Client {
         self.check_session()?;
         let inner = &*self.inner;
         let span = deadline.unwrap_or(inner.deadline).min(limits::DEADLINE_MOST);
-        let output = if inner.exactly_once && C::ACCESS == Access::Write {
-            inner.run_named(call, span).await?
+        inner.counters.begin(1);
+        let done = if inner.exactly_once && C::ACCESS == Access::Write {
+            inner.run_named(call, span).await
         } else {
             let deadline = Deadline::after(&inner.env.clock, span);
             let want = call.want(inner.turn.fetch_add(1, Ordering::Relaxed));
-            inner.drive(call, want, &deadline).await?
+            let driven = inner.drive(call, want, &deadline, Some(&inner.counters)).await;
+            driven.map_err(Error::from)
         };
+        let output = done.inspect_err(|error| inner.counters.failed(error))?;
         self.remember(C::receipt(&output))
             .map_err(|error| Error { may_have_applied: C::ACCESS.after_answer(), ..error })?;
         Ok(output)
@@ -408,7 +420,7 @@ impl Inner {
     /// Ends a writer, if that can be done in time.
     async fn close(&self, token: Token, writer: Revision, deadline: &Deadline) {
         let closing = CloseWriter { token, writer };
-        if let Err(error) = self.drive(&closing, Want::Leader, deadline).await {
+        if let Err(error) = self.drive(&closing, Want::Leader, deadline, None).await {
             tracing::debug!(%writer, %error, "a writer was not closed and ends by itself");
         }
     }

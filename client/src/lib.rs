@@ -97,12 +97,17 @@ mod op_id;
 mod retry;
 mod routes;
 mod session;
+mod stats;
 mod writers;
 
 pub use admin::Admin;
 pub use annulus_proto::convert::{IncrResult, OpState};
 /// The state of the cluster as [`Client::status`] returns it.
 pub use annulus_proto::v1::StatusReply;
+/// What [`Admin`] is asked and answers, as far as callers name it.
+pub use annulus_proto::v1::{
+    Move, MoveKind, MoveState, NodeChange, NodeState, OverviewReply, node_change,
+};
 pub use annulus_types::{
     ClusterId, Consistency, ErrorKind, MayHaveApplied, Mode, NodeId, Receipt, Revision, Role,
     RoutingTable, ServedBy, ShardId, Token,
@@ -116,3 +121,4 @@ pub use error::Error;
 pub use op_id::{OpIdText, ParseOpIdError};
 pub use routes::ring_walk;
 pub use session::Session;
+pub use stats::Stats;

@@ -21,6 +21,8 @@ const HOST_BYTES_LIMIT: usize = 253;
 const WEIGHTS: RangeInclusive<Weight> = Weight(1)..=Weight(10_000);
 /// A lease beyond the longest deadline of a request would outlive whatever waits for it.
 const TIMES: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(60_000);
+/// More would outlive the deadlines of most requests, and show nothing that less does not.
+const SLOW_APPLIES_MS: RangeInclusive<u64> = 0..=10_000;
 /// Below this range an entry of full size (W9) would always need a segment of its own; above it the
 /// log's budget of 512 MiB would be less than four segments.
 const SEGMENTS: RangeInclusive<ByteSize> = ByteSize(1 << 20)..=ByteSize(128 << 20);
@@ -83,6 +85,7 @@ impl Config {
             format!("{zone:?} has a comma, white space or a control character")
         });
         checks.within("weight", self.weight, &WEIGHTS);
+        checks.within("unsafe-slow-apply-ms", self.unsafe_slow_apply_ms, &SLOW_APPLIES_MS);
     }
 
     fn check_addresses(&self, checks: &mut Checks) {

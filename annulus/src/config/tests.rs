@@ -57,6 +57,7 @@ fn unusual() -> Config {
         engine: EngineKind::Sled,
         log_format: LogFormat::Json,
         insecure: true,
+        unsafe_slow_apply_ms: 7,
         timing: Timing {
             heartbeat: ms(1_000),
             election_min: ms(3_000),
@@ -246,6 +247,7 @@ fn each_limit_names_its_setting() {
         ("weight = true".to_owned(), "weight", "boolean"),
         ("engine = 'rocksdb'".to_owned(), "engine", "fjall, sled and memory"),
         ("log-format = 'xml'".to_owned(), "log-format", "`json`"),
+        ("unsafe-slow-apply-ms = 10001".to_owned(), "unsafe-slow-apply-ms", "within 0 and 10000"),
         ("timing = 3".to_owned(), "timing", "struct Timing"),
         ("timing.heartbeat = '0ms'".to_owned(), "timing.heartbeat", "at least 1ms"),
         ("timing.heartbeat = '134ms'".to_owned(), "timing.election-min", "three times"),
@@ -386,7 +388,8 @@ fn flags_have_the_names_of_settings() {
 fn every_flag_is_applied() {
     let line = "--node-id 7 --data-dir d --listen 10.0.0.7:1 --peer-listen [2001:db8::7]:2 \
         --http-listen 10.0.0.7:0 --join db-1.example:7401,[::1]:7411 --roles manager \
-        --zone zürich-1 --weight 0.07 --engine sled --log-format json --insecure";
+        --zone zürich-1 --weight 0.07 --engine sled --log-format json --insecure \
+        --unsafe-slow-apply-ms 7";
     let config = Config::load(None, std::iter::empty(), flags(line)).unwrap();
     let expected = Config {
         data_dir: PathBuf::from("d"),

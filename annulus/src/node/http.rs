@@ -109,6 +109,23 @@ fn metrics(node: &Node) -> String {
         "Bytes written to the log.",
         wal.bytes_written,
     );
+    let moved = host.move_traffic();
+    for (name, help, value) in [
+        ("annulus_move_state_sent_bytes_total", "State files sent to replicas.", moved.state_sent),
+        ("annulus_move_log_sent_bytes_total", "Append frames sent to learners.", moved.log_sent),
+        (
+            "annulus_move_state_needed_bytes_total",
+            "Rows of the states with which replicas here came to their votes.",
+            moved.state_needed,
+        ),
+        (
+            "annulus_move_log_needed_bytes_total",
+            "Log entries that these replicas took in before their votes.",
+            moved.log_needed,
+        ),
+    ] {
+        text.single(name, "counter", help, value);
+    }
     let groups: Vec<_> = host.groups().iter().map(|group| group.status()).collect();
     let metric = |text: &mut Text, name: &str, help: &str, of: &dyn Fn(usize) -> u64| {
         text.head(name, "gauge", help);

@@ -264,7 +264,7 @@ impl Node {
                 node.die(reason);
             }
         });
-        let options = Options::new(
+        let mut options = Options::new(
             cluster,
             self.info.clone(),
             identity.incarnation,
@@ -273,6 +273,7 @@ impl Node {
             self.config.data_dir.clone(),
             on_dead,
         );
+        options.slow_apply = Duration::from_millis(self.config.unsafe_slow_apply_ms);
         let host = Host::start(
             &self.env,
             options,

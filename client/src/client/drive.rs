@@ -18,6 +18,7 @@ use crate::calls::Call;
 use crate::channels::{Deadline, Sending, timed};
 use crate::retry::{Backoff, Failure, Retry, Step};
 use crate::routes::{Target, Want};
+use crate::stats::Counters;
 
 /// A node that is asked for its table answers from memory.
 const ROUTES_ATTEMPT_MOST: Duration = Duration::from_secs(1);
@@ -25,16 +26,18 @@ const ROUTES_ATTEMPT_MOST: Duration = Duration::from_secs(1);
 const REFRESH_MOST: Duration = Duration::from_millis(500);
 
 impl Inner {
-    /// Takes a call that has no operation id from attempt to attempt.
+    /// Takes a call that has no operation id from attempt to attempt. Attempts are counted in `counters`,
+    /// if it is a caller's call.
     pub(super) async fn drive<C: Call>(
         &self,
         call: &C,
         want: Want,
         deadline: &Deadline,
+        counters: Option<&Counters>,
     ) -> Result<C::Output, Error> {
         let token = call.token();
         let mut retry = Retry::new(C::ACCESS, matches!(want, Want::Node(_)));
-        let mut last = None;
+        let (mut last, mut asked) = (None, 0);
         while deadline.left().is_some() {
             let (failure, repaired) = match self.aim(token, want, last, deadline).await {
                 Err(failure) => (failure, false),
@@ -42,6 +45,9 @@ impl Inner {
                     let Some(left) = deadline.left() else { break };
                     let limit = C::ACCESS.attempt_limit(left);
                     last = Some(target.node);
+                    if let Some(counters) = counters {
+                        counters.attempt(&mut asked);
+                    }
                     match self.ask(call, None, &target, limit, retry.attempts() + 1).await {
                         Ok(output) => return Ok(output),
                         Err(failure) => {

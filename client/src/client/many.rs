@@ -38,6 +38,8 @@ struct Open {
     retry: Retry,
     /// The node that was asked last, and did not serve.
     last: Option<NodeId>,
+    /// How often a node was asked.
+    asked: u32,
 }
 
 /// A key and whom to ask for it.
@@ -99,6 +101,7 @@ impl Client {
         self.check_session()
             .map_err(|error| KeyError { key: first.clone(), error: Box::new(error) })?;
         let inner = &*self.inner;
+        inner.counters.begin(asked.keys().len());
         let span = deadline.unwrap_or(inner.deadline).min(limits::DEADLINE_MOST);
         let deadline = Deadline::after(&inner.env.clock, span);
         let want = asked.want(inner.turn.fetch_add(1, Ordering::Relaxed));
@@ -144,6 +147,9 @@ impl Client {
         let mut taught: BTreeMap<(usize, Option<GroupId>), (Failure, bool)> = BTreeMap::new();
         for ((mut item, target), became) in lot.into_iter().zip(items.items) {
             let place = item.place;
+            if became != Item::LeftOut {
+                inner.counters.attempt(&mut item.asked);
+            }
             let attempts = item.retry.attempts() + 1;
             let answer = match became {
                 Item::LeftOut => {
@@ -290,6 +296,7 @@ impl Round<'_> {
             token: token_of(key),
             retry: Retry::new(Access::Read, false),
             last: None,
+            asked: 0,
         })
         .collect()
     }
@@ -308,6 +315,7 @@ impl Round<'_> {
         let repaired = repaired || moves_on(want, &failure);
         let failure = without_routes(failure);
         for (mut item, target) in lot {
+            inner.counters.attempt(&mut item.asked);
             item.last = Some(target.node);
             self.lost.push(Lost { item, failure: failure.clone(), repaired });
         }

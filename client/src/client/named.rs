@@ -113,6 +113,8 @@ struct Course {
     retry: Retry,
     /// The node that was asked last, and did not serve.
     last: Option<NodeId>,
+    /// How often a node was asked.
+    asked: u32,
 }
 
 impl Course {
@@ -147,6 +149,7 @@ impl Inner {
             shares: Shares::of(span),
             retry: Retry::new(Access::Named, false),
             last: None,
+            asked: 0,
         };
         loop {
             let mut name = self.name(&mut course).await?;
@@ -185,6 +188,7 @@ impl Inner {
                         Admission::Open => match self.open(&target, course.token, limit).await {
                             Ok(ticket) => return Ok(Name::new(&self.desk, ticket)),
                             Err(told) => {
+                                self.counters.attempt(&mut course.asked);
                                 course.last = Some(target.node);
                                 told
                             }
@@ -236,6 +240,7 @@ impl Inner {
                 Err(failure) => (failure, false),
                 Ok(target) => {
                     let attempts = course.retry.attempts() + 1;
+                    self.counters.attempt(&mut course.asked);
                     match self.ask(call, Some(name.op_id()), &target, limit, attempts).await {
                         Ok(output) => return Ok(output),
                         Err(failure) => {
@@ -274,7 +279,7 @@ impl Inner {
         let cluster = self.cache.lock().cluster().unwrap_or_default();
         let id = OpIdText { cluster, shard, writer, seq, token: course.token };
         if error.may_have_applied == MayHaveApplied::Unknown {
-            match self.drive(&Question { id }, Want::Leader, &course.deadline).await {
+            match self.drive(&Question { id }, Want::Leader, &course.deadline, None).await {
                 Ok(report) => match report.state {
                     OpState::Applied => {
                         if let Some(output) = call.settled(&report, course.retry.attempts()) {

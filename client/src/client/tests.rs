@@ -9,6 +9,7 @@ mod fake;
 mod once;
 mod reads;
 mod shard;
+mod stats;
 
 #[tokio::test(start_paused = true)]
 async fn a_redirect_is_followed_at_once_and_remembered() {

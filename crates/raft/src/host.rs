@@ -35,12 +35,13 @@ use crate::group::Group;
 use crate::links::Links;
 use crate::lives::Lives;
 use crate::log_store::LogStore;
-use crate::machine::{GroupState, Machine, StateMachine};
+use crate::machine::{GroupState, Lag, Machine, StateMachine};
 use crate::network::NetworkFactory;
 use crate::options::{BadTiming, Options, WeakenHost};
 use crate::packer::Packer;
 use crate::replica::ReplicaState;
 use crate::snapshot::store::SnapshotStore;
+use crate::traffic::{Meter, MoveTraffic};
 use crate::types::{Seat, Seeded, entry_id};
 use crate::waits::Waits;
 use crate::{keeper, polls, remains};
@@ -119,6 +120,7 @@ pub struct Host {
     pub(crate) links: Arc<Links>,
     pub(crate) lives: Arc<Lives>,
     pub(crate) snapshots: Arc<SnapshotStore>,
+    meter: Arc<Meter>,
     pub(crate) groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     /// Replicas whose state is lost, with the reason: trying again would read all files again.
     absent: Mutex<BTreeMap<StreamId, (u64, String)>>,
@@ -213,6 +215,7 @@ impl Host {
             links,
             lives,
             snapshots,
+            meter: Arc::default(),
             groups: RwLock::new(BTreeMap::new()),
             absent: Mutex::default(),
             closing: Mutex::default(),
@@ -294,6 +297,12 @@ impl Host {
     #[must_use]
     pub fn wal(&self) -> &Wal {
         &self.wal
+    }
+
+    /// What bringing up new replicas has cost, and needed, at this node since its process began.
+    #[must_use]
+    pub fn move_traffic(&self) -> MoveTraffic {
+        self.meter.read()
     }
 
     /// The engine.
@@ -411,14 +420,15 @@ impl Host {
         let lease = Lease { lease: timing.lease, silence: timing.lease * 2 };
         let gate = Gate::new(Core::new(spec.replica, lease, self.weaken.gate));
         let quarantined = held && !self.weaken.no_quarantine();
-        let replica = Arc::new(ReplicaState::new(
+        let replica = ReplicaState::new(
             spec.group,
             spec.replica,
             self.env.clock.clone(),
             gate,
             timing.lease,
             quarantined,
-        ));
+        );
+        let replica = Arc::new(replica.with_meter(Arc::clone(&self.meter)));
         let base = state
             .membership
             .log_id()
@@ -427,7 +437,9 @@ impl Host {
         let store = LogStore::open(log.clone(), Arc::clone(&replica), base)?;
         let (engine, snapshots) = (Arc::clone(&self.engine), Arc::clone(&self.snapshots));
         let (own, applying) = (Arc::clone(&replica), Arc::clone(&machine));
-        let state_machine = StateMachine::open(own, engine, applying, store.clone(), snapshots)?;
+        let mut state_machine =
+            StateMachine::open(own, engine, applying, store.clone(), snapshots)?;
+        state_machine.lag = Lag::of(self.options.slow_apply, &self.env.random);
         let network = NetworkFactory {
             links: Arc::clone(&self.links),
             replica: Arc::clone(&replica),

@@ -11,7 +11,7 @@
 //! [`host`] (how it is put together), `keeper` (elections after a death), `polls` (how old a replica's
 //! state may be). How a replica is replaced: `seed` (its state is sent to the new one), [`membership`]
 //! (who votes), `digest` (whether two replicas hold the same), `retire` (the old one is destroyed) and
-//! `remains` (what it leaves).
+//! `remains` (what it leaves); `traffic` counts what that costs the network.
 
 mod book;
 mod codec;
@@ -41,6 +41,7 @@ mod serve;
 mod snapshot;
 #[cfg(test)]
 mod testing;
+mod traffic;
 mod types;
 mod waits;
 
@@ -54,6 +55,7 @@ pub use membership::{Change, MembershipView, SeatView};
 pub use options::{BadTiming, OnDead, Options, Timing};
 pub use packer::Proposed;
 pub use serve::FrameStream;
+pub use traffic::MoveTraffic;
 
 /// The identity of a log entry (L1).
 pub use annulus_wal::EntryId;

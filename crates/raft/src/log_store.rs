@@ -17,8 +17,8 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
-use annulus_types::ReplicaId;
 use annulus_types::limits::FRAME_BYTES;
+use annulus_types::{NodeId, ReplicaId};
 use annulus_wal::{EntryId, GroupLog, WalError};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
@@ -123,7 +123,11 @@ impl LogStore {
             .iter()
             .map(|config| config.iter().copied().map(ReplicaId).collect())
             .collect();
-        let seats = newest.nodes().map(|(id, seat)| (ReplicaId(*id), seat.node)).collect();
+        let seats: BTreeMap<ReplicaId, NodeId> =
+            newest.nodes().map(|(id, seat)| (ReplicaId(*id), seat.node)).collect();
+        let votes = |replica: &ReplicaId| configs.iter().any(|config| config.contains(replica));
+        let learners = seats.keys().copied().filter(|replica| !votes(replica)).collect();
+        self.replica.set_learners(learners, votes(&self.replica.me));
         self.replica.set_seats(seats);
         self.replica.set_seated_at(newest_with(&memberships, self.replica.me).or(self.seated_at));
         self.replica.gate.change(|core| core.membership_appended(configs));
@@ -231,17 +235,21 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: Send,
     {
         let mut records = Vec::new();
-        let mut changed = false;
+        let (mut bytes, mut changed) = (0, false);
         for entry in entries {
             if let Payload::Membership(membership) = &entry.payload {
                 self.memberships.lock().insert(entry.log_id.index, membership.clone());
                 changed = true;
             }
-            records.push(entry_to_log(&entry));
+            let record = entry_to_log(&entry);
+            bytes += record.payload.len();
+            records.push(record);
         }
         if changed {
             self.tell_gate();
         }
+        // Not before: see `traffic`.
+        self.replica.arrival.took_log(bytes);
         self.log
             .append(records, Box::new(move |result| callback.io_completed(result.map_err(failed))));
         Ok(())

@@ -20,8 +20,10 @@
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use annulus_engine::{Batch, Engine, EngineError, Row, key};
+use annulus_runtime::Random;
 use annulus_types::GroupId;
 use annulus_wal::EntryId;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -196,6 +198,25 @@ impl GroupState {
     }
 }
 
+/// Delays what a leader applies, so that its followers are ahead of it (R2). Followers are not delayed:
+/// both would only be late together.
+pub(crate) struct Lag {
+    most_us: u64,
+    random: Random,
+}
+
+impl Lag {
+    /// Pauses below `most`; `None` for none at all.
+    pub(crate) fn of(most: Duration, random: &Random) -> Option<Self> {
+        let most_us = u64::try_from(most.as_micros()).unwrap_or(u64::MAX);
+        (most_us > 0).then(|| Self { most_us, random: random.clone() })
+    }
+
+    fn pause(&self) -> Duration {
+        Duration::from_micros(self.random.below(self.most_us))
+    }
+}
+
 /// openraft's view of one replica's state.
 pub(crate) struct StateMachine {
     pub(crate) replica: Arc<ReplicaState>,
@@ -205,6 +226,8 @@ pub(crate) struct StateMachine {
     /// A snapshot may bring a membership that the log does not hold.
     pub(crate) log: LogStore,
     pub(crate) store: Arc<SnapshotStore>,
+    /// Only in tests of whole processes.
+    pub(crate) lag: Option<Lag>,
     /// The newest snapshot, as long as somebody uses it.
     picture: Weak<Picture>,
 }
@@ -222,7 +245,7 @@ impl StateMachine {
             replica.entry_applied(entry_id(applied), state.group_time_ms);
         }
         replica.set_whole(state.whole);
-        Ok(Self { replica, engine, machine, state, log, store, picture: Weak::new() })
+        Ok(Self { replica, engine, machine, state, log, store, lag: None, picture: Weak::new() })
     }
 
     /// What a snapshot of this moment holds. Only a description while nothing is applied, or while
@@ -260,6 +283,12 @@ impl StateMachine {
             last_log_id: self.state.applied,
             last_membership: self.state.membership.clone(),
         }
+    }
+
+    /// How long the next batch is held back.
+    fn pause(&self) -> Option<Duration> {
+        let leads = self.replica.gate.view().leading.is_some();
+        self.lag.as_ref().filter(|_| leads).map(Lag::pause)
     }
 
     fn operate(&mut self, id: LogId, body: EntryBody, batch: &mut Batch) -> io::Result<Vec<Bytes>> {
@@ -324,6 +353,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
     {
+        let pause = self.pause();
+        if let Some(pause) = pause {
+            tokio::time::sleep(pause).await;
+        }
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             let applied = self.apply_one(entry.log_id(), entry.payload);
@@ -375,6 +408,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_leader_lags_by_less_than_it_was_told_to() {
+        let random = Random::seeded(1);
+        assert!(Lag::of(Duration::ZERO, &random).is_none());
+        let lag = Lag::of(Duration::from_millis(2), &random).unwrap();
+        let pauses: Vec<Duration> = (0..100).map(|_| lag.pause()).collect();
+        assert!(pauses.iter().all(|pause| *pause < Duration::from_millis(2)));
+        assert!(pauses.iter().any(|pause| *pause > Duration::from_millis(1)));
+    }
 
     #[test]
     fn the_row_of_a_group_tells_its_time() {

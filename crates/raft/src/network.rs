@@ -35,6 +35,7 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::SnapshotOf;
+use prost::Message as _;
 use tokio::sync::oneshot;
 
 use crate::frames::Lane;
@@ -158,7 +159,11 @@ impl Caller {
         let is_cut = seeded.is_some_and(|upto| cut_held(&mut request, upto));
         #[cfg(test)]
         self.replica.note_sent(self.target, request.entries.iter().map(|entry| entry.log_id.index));
-        let body = Body::Append(append_to_wire(request, stream));
+        let frame = append_to_wire(request, stream);
+        if self.replica.is_learner(self.target) {
+            self.replica.meter.log_sent(frame.encoded_len());
+        }
+        let body = Body::Append(frame);
         let (done, reply) = oneshot::channel();
         let (replica, follower, heartbeat) = (self.replica.clone(), self.target, self.heartbeat);
         let lane = if heartbeat { Lane::Control } else { Lane::Bulk };

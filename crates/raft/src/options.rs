@@ -113,6 +113,9 @@ pub struct Options {
     pub dir: PathBuf,
     /// For the day on which a peer refuses the data folder for good.
     pub on_dead: OnDead,
+    /// Every batch of entries that a leader of this node applies is delayed at random by less than this.
+    /// Zero by default; anything else is for tests of reads while followers are ahead of their leader.
+    pub slow_apply: Duration,
     pub(crate) ping: Duration,
     pub(crate) silent: Duration,
     pub(crate) reconnect: Duration,
@@ -139,6 +142,7 @@ impl Options {
             timing,
             dir,
             on_dead,
+            slow_apply: Duration::ZERO,
             ping: timing.ping,
             // Well above suspicion: a reconnection helps only when the connection itself is stuck.
             silent: timing.ping * 30,

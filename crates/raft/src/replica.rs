@@ -3,7 +3,8 @@
 //! Owned by the replica's openraft adapters, its peer clients and its readers alike; holds no task
 //! and no disk handle. Nothing here is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 use crate::digest::Digests;
 use crate::gate::Gate;
 use crate::polls::Freshness;
+use crate::traffic::{Arrival, Meter};
 
 /// The last time a leader's frame was accepted here (R1 a, elections).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,9 @@ pub(crate) struct ReplicaState {
     pub(crate) gate: Gate,
     pub(crate) freshness: Freshness,
     pub(crate) digests: Digests,
+    /// The node's counters; nobody's before it is given one.
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) arrival: Arrival,
     lease: Duration,
     heard: Mutex<Option<Heard>>,
     resigned: Mutex<Option<Vote>>,
@@ -65,6 +70,9 @@ pub(crate) struct ReplicaState {
     transfer_from: Mutex<Option<Vote>>,
     applied: watch::Sender<AppliedAt>,
     seats: Mutex<BTreeMap<ReplicaId, NodeId>>,
+    /// Members without a vote, and whether there are any.
+    learners: Mutex<BTreeSet<ReplicaId>>,
+    has_learners: AtomicBool,
     seated_at: Mutex<Option<u64>>,
     /// Replicas that this one has sent its group's state to, and the entry up to which it went (H2).
     seeded: Mutex<BTreeMap<ReplicaId, EntryId>>,
@@ -101,6 +109,8 @@ impl ReplicaState {
             gate,
             freshness: Freshness::default(),
             digests: Digests::new(),
+            meter: Arc::default(),
+            arrival: Arrival::default(),
             lease,
             heard: Mutex::new(None),
             resigned: Mutex::new(None),
@@ -108,6 +118,8 @@ impl ReplicaState {
             transfer_from: Mutex::new(None),
             applied: watch::Sender::new(AppliedAt::default()),
             seats: Mutex::new(BTreeMap::new()),
+            learners: Mutex::new(BTreeSet::new()),
+            has_learners: AtomicBool::new(false),
             seated_at: Mutex::new(None),
             seeded: Mutex::new(BTreeMap::new()),
             quarantine_until: if quarantined { now.plus(lease) } else { BootTime(0) },
@@ -120,6 +132,12 @@ impl ReplicaState {
             #[cfg(test)]
             sent: Mutex::new(BTreeMap::new()),
         }
+    }
+
+    /// Counts for this node from now on.
+    pub(crate) fn with_meter(mut self, meter: Arc<Meter>) -> Self {
+        self.meter = meter;
+        self
     }
 
     /// N3: whether votes and pre-votes are neither granted nor sent yet.
@@ -206,6 +224,20 @@ impl ReplicaState {
 
     pub(crate) fn seats(&self) -> BTreeMap<ReplicaId, NodeId> {
         self.seats.lock().clone()
+    }
+
+    /// The members without a vote, by the membership last appended, and whether this replica has one.
+    pub(crate) fn set_learners(&self, learners: BTreeSet<ReplicaId>, votes: bool) {
+        self.has_learners.store(!learners.is_empty(), Ordering::Relaxed);
+        *self.learners.lock() = learners;
+        if votes {
+            self.arrival.votes(&self.meter);
+        }
+    }
+
+    /// Whether that replica is a member without a vote. Costs a load where there are none.
+    pub(crate) fn is_learner(&self, replica: ReplicaId) -> bool {
+        self.has_learners.load(Ordering::Relaxed) && self.learners.lock().contains(&replica)
     }
 
     /// What its log and state say of this replica's own seat.

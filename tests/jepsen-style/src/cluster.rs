@@ -24,6 +24,8 @@ pub struct Cluster {
     program: PathBuf,
     nodes: u16,
     engine: String,
+    /// Further flags of every node.
+    flags: Vec<String>,
     /// Of the nodes that were there when it was made.
     ports: PortBlock,
     /// Of those that were added since, one block for each.
@@ -47,7 +49,20 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`].
     pub async fn start_with(program: &Path, nodes: u16, name: &str, engine: &str) -> Result<Self> {
-        Self::make(program, nodes, name, engine, 0).await
+        Self::make(program, nodes, name, engine, 0, &[]).await
+    }
+
+    /// As [`Cluster::start`], with further flags for every node.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_with_flags(
+        program: &Path,
+        nodes: u16,
+        name: &str,
+        flags: &[String],
+    ) -> Result<Self> {
+        Self::make(program, nodes, name, "fjall", 0, flags).await
     }
 
     /// As [`Cluster::start`], with another number of groups per node.
@@ -60,7 +75,7 @@ impl Cluster {
         name: &str,
         lanes: u32,
     ) -> Result<Self> {
-        Self::make(program, nodes, name, "fjall", lanes).await
+        Self::make(program, nodes, name, "fjall", lanes, &[]).await
     }
 
     /// `lanes`: 0 stands for the default.
@@ -70,11 +85,13 @@ impl Cluster {
         name: &str,
         engine: &str,
         lanes: u32,
+        flags: &[String],
     ) -> Result<Self> {
         let mut cluster = Self {
             program: program.to_owned(),
             nodes,
             engine: engine.to_owned(),
+            flags: flags.to_vec(),
             ports: PortBlock::reserve(nodes)?,
             added: Vec::new(),
             running: (0..nodes).map(|_| None).collect(),
@@ -209,6 +226,7 @@ impl Cluster {
             "--engine".to_owned(),
             self.engine.clone(),
         ];
+        let args: Vec<String> = args.into_iter().chain(self.flags.iter().cloned()).collect();
         let (program, logs) = (self.program.clone(), self.folder.path().to_owned());
         let slot = self.slot(node)?;
         ensure!(slot.is_none(), "node {node} runs already");

@@ -1,4 +1,5 @@
-//! The command line of the harness: `registers` (a judged run) and `load` (figures, no verdict).
+//! The command line of the harness: `registers` (a judged run), `load` (figures, no verdict), and the
+//! scenarios, each of which prints its figures and judges them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::load;
 use crate::run::{Nemesis, Options, registers};
+use crate::scenarios::{deposed, freshness, isolated, moves, slow};
 use crate::workload::Registers;
 
 const USAGE: &str = "\
@@ -16,10 +18,24 @@ usage: annulus-harness registers --program PATH [--nodes 3] [--nemesis kill,stop
                             [--reads 50] [--value-bytes 100]
        annulus-harness kills --program PATH [--times 10] [--seed 1]
        annulus-harness minority --program PATH [--writes 1000]
+       annulus-harness freshness --program PATH [--reads 200000] [--clients 16]
+                                 [--faults kill,moves] [--seed 1]
+       annulus-harness isolated --program PATH
+       annulus-harness deposed --program PATH [--times 100] [--seed 1]
+       annulus-harness slow-apply --program PATH [--seconds 30] [--apply-ms 200] [--seed 1]
+       annulus-harness moves --program PATH [--keys 100000] [--value-bytes 100] [--clients 16]
+                             [--kills none|leaving|joining|group-leader|manager-leader|all]
+                             [--times 10] [--lanes 4] [--seed 1]
 
 registers  real processes under the nemesis; the history is judged for linearizability
 kills      kill -9 of a leader, then of all, each so many times under load; gaps, and nothing lost
 minority   two of three killed: later writes are refused for good
+freshness  session and bounded reads under kills and moves: nothing too old, few refusals
+isolated   a replica alone: `any` answers, its bound grows with the time, other reads are refused
+deposed    reads put into the socket of a stopped leader that has a successor: nothing old
+slow-apply leaders that apply late: reads there and strict ones at followers are linearizable
+moves      3 -> 4 -> 5 -> 3 nodes under load, or replicas that move while processes are killed:
+           nothing lost or doubled, seats by quota, what it cost
 load       a closed loop on a fresh cluster; prints operations per second and what they cost";
 
 struct Arguments<'a>(&'a [String]);
@@ -59,6 +75,14 @@ pub fn run(arguments: &[String], reports: &Path) -> Result<()> {
             let (program, writes) = (program(&given)?, given.number("--writes", 1000)?);
             runtime.block_on(crate::kills::minority(&program, writes))
         }
+        Some("freshness") => runtime.block_on(freshness::run(&fresh(&given)?)),
+        Some("isolated") => runtime.block_on(isolated::run(&program(&given)?)),
+        Some("deposed") => {
+            let (times, seed) = (given.number("--times", 100)?, given.number("--seed", 1)?);
+            runtime.block_on(deposed::run(&program(&given)?, times, seed))
+        }
+        Some("slow-apply") => runtime.block_on(slow::run(&slowed(&given)?, reports)),
+        Some("moves") => runtime.block_on(moved(&given)),
         Some("load") => runtime.block_on(loaded(&given)),
         Some("--help" | "help") => {
             println!("{USAGE}");
@@ -71,6 +95,26 @@ pub fn run(arguments: &[String], reports: &Path) -> Result<()> {
 fn program(given: &Arguments<'_>) -> Result<PathBuf> {
     let path = PathBuf::from(given.text("--program")?.context("--program is missing")?);
     path.canonicalize().with_context(|| format!("there is no binary at {}", path.display()))
+}
+
+fn fresh(given: &Arguments<'_>) -> Result<freshness::Options> {
+    let faults = given.text("--faults")?.unwrap_or("kill,moves");
+    Ok(freshness::Options {
+        program: program(given)?,
+        reads: given.number("--reads", 200_000)?,
+        clients: given.number("--clients", 16)?,
+        faults: freshness::Fault::list(faults).context("--faults: kill, moves or none")?,
+        seed: given.number("--seed", 1)?,
+    })
+}
+
+fn slowed(given: &Arguments<'_>) -> Result<slow::Options> {
+    Ok(slow::Options {
+        program: program(given)?,
+        length: Duration::from_secs(given.number("--seconds", 30)?),
+        apply_ms_most: given.number("--apply-ms", 200)?,
+        seed: given.number("--seed", 1)?,
+    })
 }
 
 async fn judged(given: &Arguments<'_>, reports: &Path) -> Result<()> {
@@ -99,6 +143,23 @@ async fn judged(given: &Arguments<'_>, reports: &Path) -> Result<()> {
     );
     println!("linearizable; history in {}", report.folder.display());
     Ok(())
+}
+
+async fn moved(given: &Arguments<'_>) -> Result<()> {
+    let kills = given.text("--kills")?.unwrap_or("none");
+    let kills = moves::Kill::parse(kills)
+        .context("--kills: none, leaving, joining, group-leader, manager-leader or all")?;
+    let options = moves::Options {
+        program: program(given)?,
+        keys: given.number("--keys", 100_000)?,
+        value_bytes: usize::try_from(given.number("--value-bytes", 100)?)?,
+        clients: given.number("--clients", 16)?,
+        seed: given.number("--seed", 1)?,
+        kills,
+        times: given.number("--times", 10)?,
+        lanes: u32::try_from(given.number("--lanes", 4)?)?,
+    };
+    Box::pin(moves::run(&options)).await
 }
 
 async fn loaded(given: &Arguments<'_>) -> Result<()> {

@@ -27,4 +27,5 @@ pub mod kills;
 pub mod load;
 pub mod process;
 pub mod run;
+pub mod scenarios;
 pub mod workload;

@@ -204,8 +204,9 @@ fn of_process(id: u32) -> Result<(u64, u64)> {
     Ok(((number(11)? + number(12)?) * 10_000, number(21)? * 4096))
 }
 
+/// What a node's `/metrics` say.
 #[expect(clippy::disallowed_methods, reason = "the harness looks at the nodes from outside")]
-async fn metrics(addr: &str) -> Result<String> {
+pub(crate) async fn metrics(addr: &str) -> Result<String> {
     let mut stream = tokio::net::TcpStream::connect(addr).await?;
     let request = format!("GET /metrics HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
@@ -215,7 +216,7 @@ async fn metrics(addr: &str) -> Result<String> {
 }
 
 /// The sum over all labels of a metric.
-fn sum(metrics: &str, name: &str) -> u64 {
+pub(crate) fn sum(metrics: &str, name: &str) -> u64 {
     metrics
         .lines()
         .filter(|line| !line.starts_with('#'))

@@ -106,12 +106,12 @@ pub async fn registers(options: &Options, reports: &Path) -> Result<Report> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a report for people, outside the system under test")]
-fn history_file(folder: &Path) -> Result<File> {
+pub(crate) fn history_file(folder: &Path) -> Result<File> {
     std::fs::create_dir_all(folder).context("making the report folder")?;
     File::create(folder.join("history.jsonl")).context("making the history file")
 }
 
-fn judge(recorder: &Recorder) -> Result<()> {
+pub(crate) fn judge(recorder: &Recorder) -> Result<()> {
     let history = recorder.history().context("the history was not written in full")?;
     ensure!(!history.operations().is_empty(), "no operation was recorded");
     linearizable::check(&history, STEP_LIMIT).into_result()

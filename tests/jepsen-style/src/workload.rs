@@ -82,7 +82,7 @@ impl Run {
         self.next_value.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn count(&self, outcome: Outcome) {
+    pub(crate) fn count(&self, outcome: Outcome) {
         let counter = match outcome {
             Outcome::Ok(_) => &self.answered,
             Outcome::Failed => &self.failed,
@@ -178,6 +178,6 @@ pub async fn register_client(
     }
 }
 
-fn number(text: &[u8]) -> Option<u64> {
+pub(crate) fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }

@@ -37,6 +37,8 @@ struct Filling {
     id: u64,
     file: FileReader,
     rows: RowReader,
+    /// Names and values of its rows so far.
+    bytes: usize,
 }
 
 impl Filling {
@@ -44,6 +46,7 @@ impl Filling {
     fn step(&mut self) -> io::Result<bool> {
         let piece = self.file.chunk()?;
         let rows = self.rows.feed(&piece).map_err(invalid)?;
+        self.bytes += rows.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
         let mut batch = Batch::default();
         self.import.rows(self.id, rows, &mut batch).map_err(io::Error::other)?;
         self.engine.apply(batch).map_err(io::Error::other)?;
@@ -59,6 +62,8 @@ pub(super) struct Filled {
     import: Box<dyn Import>,
     /// Makes it seen.
     batch: Batch,
+    /// Names and values of all rows.
+    bytes: usize,
 }
 
 /// Brings the rows of the files in the folder `dir` into the engine. What was brought is left to the
@@ -70,11 +75,13 @@ pub(super) async fn fill(
     files: &[FileEntry],
     mut import: Box<dyn Import>,
 ) -> io::Result<Filled> {
+    let mut bytes = 0;
     for entry in files.iter().copied() {
         let (disk, dir, engine) = (store.disk(), dir.to_owned(), Arc::clone(engine));
         let begin = move || -> io::Result<Filling> {
             let file = FileReader::open(disk.as_ref(), &dir, entry)?;
-            Ok(Filling { engine, import, id: entry.id, file, rows: RowReader::default() })
+            let rows = RowReader::default();
+            Ok(Filling { engine, import, id: entry.id, file, rows, bytes: 0 })
         };
         let mut filling = store.run(begin).await?;
         let mut is_through = false;
@@ -82,12 +89,13 @@ pub(super) async fn fill(
             let step = move || filling.step().map(|is_through| (filling, is_through));
             (filling, is_through) = store.run(step).await?;
         }
+        bytes += filling.bytes;
         import = filling.import;
     }
     let prepare = move || -> io::Result<Filled> {
         let mut batch = Batch::default();
         import.switch(&mut batch).map_err(io::Error::other)?;
-        Ok(Filled { import, batch })
+        Ok(Filled { import, batch, bytes })
     };
     store.run(prepare).await
 }
@@ -101,7 +109,7 @@ pub(super) async fn switch(
     filled: Filled,
     state: &GroupState,
 ) -> io::Result<()> {
-    let Filled { import, mut batch } = filled;
+    let Filled { import, mut batch, .. } = filled;
     batch.put(GroupState::key(group), state.encode());
     let applying = Arc::clone(engine);
     store.run(move || applying.apply(batch).map_err(io::Error::other)).await?;
@@ -129,8 +137,10 @@ impl StateMachine {
         let mut state = manifest.state.clone();
         state.whole |= self.state.whole || self.replica.reaches_whole(last.index);
         // The log is purged up to here as soon as this returns.
+        let bytes = filled.bytes;
         switch(&self.store, &self.engine, group, filled, &state).await?;
 
+        self.replica.arrival.took_state(bytes);
         self.log.membership_installed(last.index, &state.membership);
         self.replica.set_whole(state.whole);
         self.state = state;

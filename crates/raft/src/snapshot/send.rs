@@ -161,6 +161,7 @@ impl Parts {
             }
         }
         let data = self.piece.split_to(self.piece.len().min(PEER_PIECE_BYTES));
+        self.replica.meter.state_sent(data.len());
         let data = v1::SnapshotData { file: u32::try_from(self.file).ok()?, data };
         Some((v1::SnapshotPart { part: Some(Part::Data(data)) }, self))
     }

@@ -8,6 +8,7 @@ use super::node::{End, Rows, replica_of};
 use super::registers;
 use crate::membership::Change;
 use crate::options::WeakenHost;
+use crate::traffic::MoveTraffic;
 
 /// The value of register `x`: how often it was set.
 const WRITES: u64 = 70;
@@ -58,6 +59,26 @@ async fn a_seeded_learner_is_sent_what_came_since_and_nothing_else() {
     let (upto, sent) = Box::pin(a_replica_is_seeded(weaken)).await;
     let again = sent.iter().filter(|index| **index <= upto).count();
     assert!(again > 16, "openraft looks for the end of its log with entries: {sent:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_newcomer_took_in_is_counted_once_it_votes() {
+    let cluster = Box::pin(node_4_is_new(95, WeakenHost::default())).await;
+    let seeded = cluster.group(1).seed(seat_of(4), LONG).await.expect("node 4 holds nothing");
+    node_4_joins(&cluster).await;
+    let sent = cluster.host(1).move_traffic();
+    assert_eq!(sent.state_sent, seeded);
+    assert!(sent.log_sent > 0, "{sent:?}");
+    assert_eq!(cluster.host(4).move_traffic(), MoveTraffic::default(), "it has no vote");
+
+    let promote = Change { promote: Some(replica_of(4)), ..Change::default() };
+    change(&cluster, 1, promote).await;
+    let needed = || cluster.host(4).move_traffic();
+    until("its log says that it votes", || needed() != MoveTraffic::default()).await;
+    let (sent, needed) = (cluster.host(1).move_traffic(), needed());
+    assert!((1..sent.state_sent).contains(&needed.state_needed), "{sent:?} {needed:?}");
+    assert!((1..sent.log_sent).contains(&needed.log_needed), "{sent:?} {needed:?}");
+    assert_eq!((needed.state_sent, needed.log_sent), (0, 0));
 }
 
 async fn a_seeded_replica_starts_again(rows: Rows) {
