@@ -274,6 +274,20 @@ impl LocalCluster {
         Ok(process)
     }
 
+    /// Starts a node that is new, with the next id and on its ports, and returns the id. The others keep
+    /// their command lines until they are started again.
+    ///
+    /// # Errors
+    /// When there are no ports for it, or as [`LocalCluster::spawn`].
+    pub fn grow(&mut self) -> anyhow::Result<u32> {
+        let id = self.layout.nodes.saturating_add(1);
+        let wider = Layout { nodes: id, ..self.layout.clone() };
+        wider.check()?;
+        self.layout = wider;
+        self.spawn(id)?;
+        Ok(id)
+    }
+
     /// Ends a node without warning, as a crash would.
     ///
     /// # Errors
@@ -383,6 +397,15 @@ mod tests {
         let error = free.check_ports(env.network.as_ref()).await.unwrap_err();
         let named = format!("port {} (peer port of node 2)", free.port_base + 11);
         assert!(error.to_string().contains(&named), "{error:#}");
+    }
+
+    #[test]
+    fn a_cluster_does_not_grow_beyond_the_ports_there_are() {
+        let env = Env::real().unwrap();
+        let mut cluster = LocalCluster::new(&env, layout(65_513, &[]));
+        let refused = cluster.grow().unwrap_err();
+        assert!(refused.is::<Usage>(), "{refused:#}");
+        assert_eq!(cluster.layout().nodes, 3);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! What operators ask of the manager, as typed calls. What each of them means is said where the messages
-//! are defined; whom to ask, and when again, is decided in `client::operate`.
+//! What operators ask of the manager, and of a group about its replicas, as typed calls. What each of them
+//! means is said where the messages are defined; whom to ask, and when again, is decided in
+//! `client::operate`.
 //!
 //! Failure: a question is repeated within the deadline after everything that another node or moment may
 //! answer better. A change is repeated only while every attempt said that nothing was changed; after an
@@ -10,7 +11,7 @@ use std::time::Duration;
 use annulus_proto::v1;
 use annulus_proto::v1::admin_client::AdminClient;
 use annulus_proto::v1::explain_request::About;
-use annulus_types::limits;
+use annulus_types::{MayHaveApplied, limits};
 use tonic::Request;
 use tonic::transport::Channel;
 
@@ -56,6 +57,7 @@ headed!(
     OverviewRequest,
     PauseRebalanceRequest,
     PlanRebalanceRequest,
+    VerifyRequest,
 );
 
 type There<Q, R> = fn(AdminClient<Channel>, Request<Q>) -> Sending<R>;
@@ -272,5 +274,23 @@ impl Admin {
             Box::pin(async move { admin.explain(asked).await })
         })
         .await
+    }
+
+    /// Compares the voters of a group, by digests of what their engines hold at one entry. Reads all data of
+    /// the group on each of them; takes the whole deadline when one of them does not answer, and then says so
+    /// in the reply. Changes no key. Dropping the future gives up.
+    ///
+    /// # Errors
+    /// `BadRequest` for a group that does not exist; `NoQuorum`, `NotReady` when the group has no leader, or
+    /// that one's digest is not there in time.
+    pub async fn verify(&self, group: u64) -> Result<v1::VerifyReply, Error> {
+        let message = v1::VerifyRequest { header: None, group };
+        // As a question it would get too little time for one attempt, and be repeated while the first one
+        // still reads.
+        let asked = self.ask(Access::Write, message, |mut admin, asked| {
+            Box::pin(async move { admin.verify(asked).await })
+        });
+        let nothing = MayHaveApplied::No;
+        asked.await.map_err(|error| Error { may_have_applied: nothing, op: None, ..error })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use annulus_client::{Client, Consistency, NodeId};
+use annulus_client::{Client, Consistency, NodeId, Receipt, Session};
 use annulus_runtime::Env;
 use futures_util::stream::{self, StreamExt as _};
 
@@ -33,10 +33,10 @@ pub(super) struct Imported {
     pub(super) problems: Vec<String>,
 }
 
-/// Puts `files` in order, as many as `limit` allows.
+/// Puts `files` in order, as many as `limit` allows. The session has seen all of them then.
 pub(super) async fn import(
     env: &Env,
-    client: &Client,
+    session: &Session,
     files: &[Taken],
     limit: Duration,
 ) -> Imported {
@@ -48,7 +48,7 @@ pub(super) async fn import(
         |_: &&Taken| std::future::ready(clock.monotonic_us().saturating_sub(began_us) < limit_us);
     let mut puts = stream::iter(files)
         .take_while(in_time)
-        .map(|file| async move { (file, put(client, file).await) })
+        .map(|file| async move { (file, put(session, file).await) })
         .buffer_unordered(AT_ONCE);
     let mut imported = Imported::default();
     while let Some((file, outcome)) = puts.next().await {
@@ -67,10 +67,10 @@ pub(super) async fn import(
 
 /// Puts a file. The same value again is no harm, since nobody else writes this key: so it may be
 /// repeated even when it is not known what became of the first time.
-async fn put(client: &Client, file: &Taken) -> Result<u64, String> {
+async fn put(session: &Session, file: &Taken) -> Result<u64, String> {
     let mut repeated = 0;
     loop {
-        match client.put(file.key.clone(), file.data.clone()).await {
+        match session.put(file.key.clone(), file.data.clone()).await {
             Ok(_) => return Ok(repeated),
             Err(error) if repeated + 1 == PUTS => return Err(format!("{}: {error}", file.key)),
             Err(_) => repeated += 1,
@@ -79,14 +79,35 @@ async fn put(client: &Client, file: &Taken) -> Result<u64, String> {
 }
 
 /// How files are read back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum How {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum How<'a> {
     /// The newest acknowledged value, or it is wrong.
     Linearizable,
+    /// At least what this session has written, of any replica.
+    Session(&'a Session),
+    /// Of any replica that can vouch for this age; everything was acknowledged earlier.
+    Bounded(Duration),
     /// Whatever a replica has; it may lag for a while.
     Any,
     /// The same, of one node.
     AnyFrom(NodeId),
+}
+
+impl How<'_> {
+    /// As `kvctl get --consistency` takes it.
+    pub(super) fn mode(self) -> String {
+        match self {
+            Self::Linearizable => "linearizable".to_owned(),
+            Self::Session(_) => "session".to_owned(),
+            Self::Bounded(limit) => format!("bounded:{}ms", limit.as_millis()),
+            Self::Any | Self::AnyFrom(_) => "any".to_owned(),
+        }
+    }
+
+    /// Whether an answer may be old and no promise is broken.
+    fn may_lag(self) -> bool {
+        matches!(self, Self::Any | Self::AnyFrom(_))
+    }
 }
 
 /// What became of reading back.
@@ -98,14 +119,29 @@ pub(super) struct ReadBack {
     pub(super) late: u64,
     /// How long it took, microseconds.
     pub(super) us: u64,
+    /// The greatest age that a bounded answer admitted, microseconds.
+    pub(super) age_us_max: Option<u64>,
     /// Who gave the answers that were equal.
     pub(super) by_node: BTreeMap<NodeId, u64>,
     /// What went wrong, file by file.
     pub(super) problems: Vec<String>,
 }
 
+/// One answer that was equal.
+struct Equal {
+    node: NodeId,
+    /// It took more than one look.
+    is_late: bool,
+    age_us: Option<u64>,
+}
+
 /// Reads `files` back and compares them.
-pub(super) async fn read_back(env: &Env, client: &Client, files: &[Taken], how: How) -> ReadBack {
+pub(super) async fn read_back(
+    env: &Env,
+    client: &Client,
+    files: &[Taken],
+    how: How<'_>,
+) -> ReadBack {
     let began_us = env.clock.monotonic_us();
     let progress = Progress::new("read back", files.len());
     let mut reads =
@@ -114,9 +150,10 @@ pub(super) async fn read_back(env: &Env, client: &Client, files: &[Taken], how: 
     while let Some(outcome) = reads.next().await {
         progress.step();
         match outcome {
-            Ok((node, is_late)) => {
+            Ok(Equal { node, is_late, age_us }) => {
                 back.equal += 1;
                 back.late += u64::from(is_late);
+                back.age_us_max = back.age_us_max.max(age_us);
                 *back.by_node.entry(node).or_default() += 1;
             }
             Err(problem) => back.problems.push(problem),
@@ -127,25 +164,27 @@ pub(super) async fn read_back(env: &Env, client: &Client, files: &[Taken], how: 
     back
 }
 
-/// Who had the file, and whether it took more than one look.
-async fn compare(
-    env: &Env,
-    client: &Client,
-    file: &Taken,
-    how: How,
-) -> Result<(NodeId, bool), String> {
+async fn compare(env: &Env, client: &Client, file: &Taken, how: How<'_>) -> Result<Equal, String> {
     let began_us = env.clock.monotonic_us();
     let mut is_late = false;
     loop {
-        let get = client.get(file.key.clone());
+        let key = file.key.clone();
         let get = match how {
-            How::Linearizable => get,
-            How::Any => get.consistency(Consistency::Any),
-            How::AnyFrom(node) => get.consistency(Consistency::Any).from_node(node),
+            How::Linearizable => client.get(key),
+            How::Session(session) => session.get(key),
+            How::Bounded(limit) => client.get(key).consistency(Consistency::Bounded(limit)),
+            How::Any => client.get(key).consistency(Consistency::Any),
+            How::AnyFrom(node) => client.get(key).consistency(Consistency::Any).from_node(node),
         };
         let problem = match get.await {
             Ok(found) => match &found.value {
-                Some(value) if *value == file.data => return Ok((found.receipt.node, is_late)),
+                Some(value) if *value == file.data => {
+                    let age_us = match how {
+                        How::Bounded(limit) => Some(age_within(&found.receipt, limit, &file.key)?),
+                        _ => None,
+                    };
+                    return Ok(Equal { node: found.receipt.node, is_late, age_us });
+                }
                 Some(value) => {
                     let (got, wrote) = (value.len(), file.data.len());
                     format!("{wrote} bytes were written, {got} other bytes were read")
@@ -155,10 +194,19 @@ async fn compare(
             Err(error) => error.to_string(),
         };
         let waited_us = env.clock.monotonic_us().saturating_sub(began_us);
-        if how == How::Linearizable || u128::from(waited_us) > LAG_LIMIT.as_micros() {
+        if !how.may_lag() || u128::from(waited_us) > LAG_LIMIT.as_micros() {
             return Err(format!("{}: {problem}", file.key));
         }
         is_late = true;
         tokio::time::sleep(LAG_PAUSE).await;
+    }
+}
+
+/// The age that an answer admits, if it is one that was asked for.
+fn age_within(receipt: &Receipt, limit: Duration, key: &str) -> Result<u64, String> {
+    match receipt.staleness_bound_us {
+        Some(age_us) if u128::from(age_us) <= limit.as_micros() => Ok(age_us),
+        Some(age_us) => Err(format!("{key}: the answer may be {age_us} µs old")),
+        None => Err(format!("{key}: the answer does not say how old it may be")),
     }
 }

@@ -22,6 +22,11 @@ impl Report {
         println!("\n{title}");
     }
 
+    /// What a person would type to see the same.
+    pub(super) fn command(&self, line: &str) {
+        println!("  $ annulus kvctl {line}");
+    }
+
     /// Something worth knowing, which may go wrong without being a failure.
     pub(super) fn note(&self, text: &str) {
         println!("  {text}");

@@ -1,24 +1,40 @@
-//! The stations of the tour, in order, with what is said at each.
+//! The stations of the tour, in order, with what is said at each. Those that read the files back are in
+//! `reading`.
 //!
 //! A check that fails is noted and the tour goes on, as far as that makes sense: what comes later
 //! may tell why.
+//!
+//! Two stations take as long as the machine needs, the import and the join. Both have a limit, that of the
+//! join lower where reading was slow, so that the whole stays within its two minutes; what was cut is said.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use annulus_client::Client;
+use annulus_client::{Client, NodeId, Session};
 use annulus_runtime::{Env, Random};
 use anyhow::Context as _;
 
-use super::copy::{How, ReadBack, import, read_back};
+use super::agree::compare_all;
+use super::copy::import;
 use super::failover::{Outcome, Target, bring_back, lose_leader, target};
 use super::files::{Picked, Taken};
+use super::load::{Load, bear};
+use super::moves::{Join, Joined, before_and_after, shares};
 use super::report::Report;
 use super::text::{counted, grouped, mebibytes, millis, per_second, seconds};
-use crate::cluster::{LocalCluster, Port, Ready, connect, wait_ready};
+use crate::cluster::{LocalCluster, Port, connect, key_in, wait_ready};
 use crate::init::{self, PATIENCE, Settings};
 
 /// What an import may take of the two minutes.
-const IMPORT_LIMIT: Duration = Duration::from_secs(35);
+const IMPORT_LIMIT: Duration = Duration::from_secs(25);
+/// The same of the moves that follow a join.
+const JOIN_LIMIT: Duration = Duration::from_secs(60);
+/// A join is followed for at least this long.
+const JOIN_LEAST: Duration = Duration::from_secs(10);
+/// What the stations after the join need, without reading files.
+const REST: Duration = Duration::from_secs(25);
+/// Times that all files are read after the join, with one to spare.
+const PASSES_LEFT: u64 = 5;
 
 /// What every station needs.
 pub(super) struct Tour<'a> {
@@ -26,27 +42,42 @@ pub(super) struct Tour<'a> {
     pub(super) cluster: &'a mut LocalCluster,
     pub(super) picked: &'a Picked,
     pub(super) seed: u64,
+    /// When all must be over, by the monotonic clock.
+    pub(super) end_us: u64,
     pub(super) report: &'a mut Report,
+}
+
+/// What the tour has in its hands once the cluster runs.
+pub(super) struct Scene {
+    pub(super) client: Client,
+    /// It has written everything that was imported.
+    pub(super) session: Session,
+    /// What the cluster must hold.
+    pub(super) files: Vec<Taken>,
+    /// When the import ended, by the monotonic clock.
+    pub(super) imported_us: u64,
+    /// How long it took to read all of it, microseconds.
+    pub(super) reading_us: u64,
 }
 
 impl Tour<'_> {
     /// From the first process to the last comparison.
     pub(super) async fn run(&mut self) -> anyhow::Result<()> {
-        let (client, ready) = Box::pin(self.start()).await?;
-        let stored = Box::pin(self.import(&client)).await;
-        let picked = self.picked;
-        let files = picked.files.get(..stored).unwrap_or_default();
-        Box::pin(self.read_both_ways(&client, files)).await;
-
-        let place = Random::seeded(self.seed).below(files.len() as u64);
-        let chosen = usize::try_from(place).ok().and_then(|place| files.get(place));
-        let chosen = chosen.context("nothing was imported")?;
-        let target = target(&client, &ready.table, &chosen.key).await?;
-        Box::pin(self.lose_leader(&client, &ready, &target, chosen)).await?;
-        Box::pin(self.bring_back(&client, &target, chosen, files)).await
+        let mut scene = Box::pin(self.start()).await?;
+        Box::pin(self.import(&mut scene)).await;
+        let count = scene.files.len() as u64;
+        let place = Random::seeded(self.seed).below(count);
+        let chosen = usize::try_from(place).ok().and_then(|place| scene.files.get(place));
+        let chosen = chosen.context("nothing was imported")?.key.clone();
+        Box::pin(self.read_in_every_mode(&mut scene)).await;
+        Box::pin(self.join(&mut scene)).await?;
+        Box::pin(self.read_after_the_join(&scene)).await?;
+        let target = Box::pin(self.lose_leader(&scene, &chosen)).await?;
+        Box::pin(self.bring_back(&scene, &target, &chosen)).await?;
+        Box::pin(self.agree(&scene)).await
     }
 
-    async fn start(&mut self) -> anyhow::Result<(Client, Ready)> {
+    async fn start(&mut self) -> anyhow::Result<Scene> {
         let layout = self.cluster.layout().clone();
         self.report.step(&format!("1. {} nodes, one process each", layout.nodes));
         let began_us = self.env.clock.monotonic_us();
@@ -56,10 +87,10 @@ impl Tour<'_> {
         let founder = [layout.addr(1, Port::Client).to_string()];
         let settings = Settings { shards: 128, lanes: 4, replication: 3 };
         let env = self.env;
+        let endpoints = layout.endpoints();
         let becoming = async {
             let created = init::create(env, &founder, settings, PATIENCE).await;
             let created = created.context("creating the cluster")?;
-            let endpoints = layout.endpoints();
             let client = connect(env, &endpoints, PATIENCE).await.context("connecting")?;
             let ready = wait_ready(env, &client, PATIENCE).await.context("waiting for leaders")?;
             anyhow::Ok((created, client, ready))
@@ -78,15 +109,18 @@ impl Tour<'_> {
             seconds(first_us),
             seconds(all_us)
         ));
+        self.report.note("what begins with $ can be typed in another terminal meanwhile, after");
+        self.report.note(&format!("export ANNULUS_ENDPOINTS={}", endpoints.join(",")));
+        self.report.command("status");
         self.report.sum_up(
             "started",
             format!("{} nodes, ready from nothing in {}", layout.nodes, seconds(all_us)),
         );
-        Ok((client, ready))
+        let session = client.session();
+        Ok(Scene { client, session, files: Vec::new(), imported_us: 0, reading_us: 0 })
     }
 
-    /// Returns how many files, from the first on, are in the cluster.
-    async fn import(&mut self, client: &Client) -> usize {
+    async fn import(&mut self, scene: &mut Scene) {
         let Picked { root, files, bytes, left_out } = self.picked;
         self.report.step(&format!("2. Real files go in, from {}", root.display()));
         let total = files.len() as u64;
@@ -95,7 +129,8 @@ impl Tour<'_> {
         if !rest.is_empty() {
             self.report.note(&rest);
         }
-        let done = import(self.env, client, files, IMPORT_LIMIT).await;
+        self.report.command("put KEY - < FILE");
+        let done = import(self.env, &scene.session, files, IMPORT_LIMIT).await;
         let count = done.files as u64;
         if count < total {
             self.report.note(&format!(
@@ -118,51 +153,114 @@ impl Tour<'_> {
         self.report.note(&format!("{}, {speed}", counted(count, "file")));
         self.report.check("every put was acknowledged by a majority of replicas", &done.problems);
         self.report.sum_up("imported", format!("{}, {speed}", counted(count, "file")));
-        done.files
+        scene.files = files.iter().take(done.files).cloned().collect();
+        scene.imported_us = self.env.clock.monotonic_us();
     }
 
-    async fn read_both_ways(&mut self, client: &Client, files: &[Taken]) {
-        self.report.step("3. The same files come out");
-        let newest = read_back(self.env, client, files, How::Linearizable).await;
-        self.report.note(&read_speed("linearizable", &newest));
-        let promise = "every file is equal byte for byte, read linearizable";
-        self.report.check(promise, &newest.problems);
-        let any = read_back(self.env, client, files, How::Any).await;
-        self.report.note(&read_speed("any", &any));
-        let shares: Vec<String> = any
-            .by_node
-            .iter()
-            .map(|(node, reads)| format!("node {node} gave {}", grouped(*reads)))
-            .collect();
-        if !shares.is_empty() {
-            self.report.note(&shares.join(", "));
+    /// What the moves may take of what is left.
+    fn join_limit(&self, scene: &Scene) -> Duration {
+        let left_us = self.end_us.saturating_sub(self.env.clock.monotonic_us());
+        let reading = Duration::from_micros(scene.reading_us.saturating_mul(PASSES_LEFT));
+        let spare = Duration::from_micros(left_us).saturating_sub(REST.saturating_add(reading));
+        spare.clamp(JOIN_LEAST, JOIN_LIMIT)
+    }
+
+    async fn join(&mut self, scene: &mut Scene) -> anyhow::Result<()> {
+        self.report.step("4. A node joins while clients write and read");
+        let limit = self.join_limit(scene);
+        let (env, client) = (self.env, &scene.client);
+        let report: &Report = self.report;
+        let cluster: &mut LocalCluster = self.cluster;
+        let before = client.routes().await?;
+        let keys = before.groups.iter().filter_map(|group| {
+            key_in(&before, &format!("demo-load-{}", group.id), |shard| shard.group == group.id)
+        });
+        let keys: Vec<String> = keys.collect();
+        let nodes = cluster.layout().nodes + 1;
+        let watch = Join { env, client, report, nodes, limit };
+        let former = watch.listed().await.context("asking for moves")?;
+        let id = cluster.grow()?;
+        report.note(&format!("node {id} starts; one writer for each group goes on all the while"));
+        report.command("moves --all");
+        report.command(&format!("explain node {id}"));
+        let is_over = AtomicBool::new(false);
+        let following = async {
+            let followed = tokio::select! {
+                followed = Box::pin(watch.follow(&former)) => followed,
+                failure = cluster.first_end() => Err(failure),
+            };
+            // Also when it failed: the load waits for it.
+            is_over.store(true, Ordering::Relaxed);
+            followed
+        };
+        let (load, followed) = tokio::join!(bear(env, client, &keys, &is_over), following);
+        let joined = followed?;
+        let after = client.routes().await?;
+        for line in before_and_after(&shares(&before), &shares(&after)) {
+            report.note(&line);
         }
-        let promise = "every file is equal byte for byte, read from any replica";
-        self.report.check(promise, &any.problems);
-        self.report.sum_up(
-            "read back",
-            format!(
-                "linearizable in {}, any in {} ({} after a second look)",
-                seconds(newest.us),
-                seconds(any.us),
-                grouped(any.late)
-            ),
-        );
+        scene.files.extend(load.left.iter().cloned());
+        self.judge_join(id, &joined, &load);
+        Ok(())
     }
 
-    async fn lose_leader(
-        &mut self,
-        client: &Client,
-        ready: &Ready,
-        target: &Target,
-        chosen: &Taken,
-    ) -> anyhow::Result<()> {
-        let Target { shard, group, leader, term } = target;
-        self.report.step("4. A leader is lost while it is written to");
-        self.report.note(&format!("{} lives in shard {shard} of group {group}", chosen.key));
+    fn judge_join(&mut self, id: u32, joined: &Joined, load: &Load) {
+        let Joined { up_us, moving_us, moves, ended, undone, bytes, is_cut } = joined;
+        let cost = format!(
+            "{} of {}, {} copied, in {}",
+            grouped(*ended),
+            counted(*moves, "move"),
+            mebibytes(*bytes),
+            seconds(*moving_us)
+        );
+        self.report.note(&format!("node {id} was up after {}; {cost}", seconds(*up_us)));
+        if *undone > 0 {
+            let undone = counted(*undone, "move");
+            self.report.note(&format!("{undone} undone, and planned again"));
+        }
+        let promise = format!("node {id} gets its share of seats and groups");
+        if *is_cut && *ended > 0 {
+            // Slow is no broken promise, and no kept one either: the check is not made.
+            self.report.note(&format!(
+                "CUT: the time allows no more; the other {} wait, as if somebody had typed",
+                counted(moves.saturating_sub(*ended), "move")
+            ));
+            self.report.command("rebalance pause --yes");
+        } else {
+            let none = format!("no move ended within {}", seconds(*moving_us));
+            let found = if *is_cut { vec![none] } else { Vec::new() };
+            self.report.check(&promise, &found);
+        }
+        let Load { writes, reads, write_us_max, read_us_max, problems, .. } = load;
+        let meanwhile = format!("{} and {}", counted(*writes, "write"), counted(*reads, "read"));
+        let longest = format!(
+            "longest pause of a write {}, of a read {}",
+            millis(*write_us_max),
+            millis(*read_us_max)
+        );
+        self.report.note(&format!("meanwhile {meanwhile}; {longest}"));
+        let promise = "no write and no read failed, and every read saw the write before it";
+        self.report.check(promise, problems);
+        let cut = if *is_cut { "; CUT there" } else { "" };
+        self.report.sum_up("joined", format!("node {id}: {cost}{cut}"));
+        let failed = match problems.len() as u64 {
+            0 => "none failed".to_owned(),
+            failed => format!("{} FAILED", grouped(failed)),
+        };
+        self.report.sum_up("meanwhile", format!("{meanwhile}, {failed}; {longest}"));
+    }
+
+    /// Returns what was hit.
+    async fn lose_leader(&mut self, scene: &Scene, chosen: &str) -> anyhow::Result<Target> {
+        let client = &scene.client;
+        let table = client.routes().await?;
+        let target = target(client, &table, chosen).await?;
+        let Target { shard, group, leader, term } = &target;
+        self.report.step("6. A leader is lost while it is written to");
+        self.report.note(&format!("{chosen} lives in shard {shard} of group {group}"));
+        self.report.command(&format!("explain group {group}"));
         self.report.note(&format!("node {leader} leads that group in term {term}: kill -9"));
-        let table = &ready.table;
-        let lost = lose_leader(self.env, client, self.cluster, table, target).await?;
+        let lost = lose_leader(self.env, client, self.cluster, &table, &target).await?;
         let Outcome { acknowledged, acknowledged_after, unknown, unknown_applied, refused, .. } =
             &lost;
         let pause = match (lost.pause_us, lost.leader) {
@@ -192,42 +290,45 @@ impl Tour<'_> {
         self.report.check(promise, &lost.problems);
         self.report.sum_up("lost", format!("the leader, node {leader}; writes paused {pause}"));
         self.report.sum_up("counters", counts);
-        Ok(())
+        Ok(target)
     }
 
     async fn bring_back(
         &mut self,
-        client: &Client,
+        scene: &Scene,
         target: &Target,
-        chosen: &Taken,
-        files: &[Taken],
+        chosen: &str,
     ) -> anyhow::Result<()> {
-        let node = target.leader;
-        self.report.step("5. The node comes back, and nothing is missing");
-        let back_us = bring_back(self.env, client, self.cluster, node, &chosen.key).await?;
+        let node: NodeId = target.leader;
+        self.report.step("7. The node comes back, and nothing is missing");
+        let client = &scene.client;
+        let back_us = bring_back(self.env, client, self.cluster, node, chosen).await?;
         self.report.note(&format!("node {node} answered again after {}", seconds(back_us)));
-        let newest = read_back(self.env, client, files, How::Linearizable).await;
-        self.report.note(&read_speed("linearizable", &newest));
-        let promise = "every file is still equal byte for byte, read linearizable";
-        self.report.check(promise, &newest.problems);
-        let own = read_back(self.env, client, files, How::AnyFrom(node)).await;
-        self.report.note(&read_speed("any", &own));
-        let promise = format!("every file is equal byte for byte, read from node {node} alone");
-        self.report.check(&promise, &own.problems);
-        let back = format!("node {node} after {}, with every file", seconds(back_us));
-        if own.problems.is_empty() {
+        let is_whole = self.read_newest_and_from(scene, node).await?;
+        if is_whole {
+            let back = format!("node {node} after {}, with every file", seconds(back_us));
             self.report.sum_up("came back", back);
         }
         Ok(())
     }
-}
 
-fn read_speed(mode: &str, back: &ReadBack) -> String {
-    let speed = grouped(per_second(back.equal, back.us));
-    let late = match back.late {
-        0 => String::new(),
-        late => format!("; {} equal only after a while, as `any` may be", counted(late, "file")),
-    };
-    let equal = counted(back.equal, "file");
-    format!("{mode}: {equal} equal, {} ({speed} gets/s){late}", seconds(back.us))
+    async fn agree(&mut self, scene: &Scene) -> anyhow::Result<()> {
+        self.report.step("8. The replicas agree");
+        self.report
+            .note("every replica digests what its engine gives back, at one entry of its group");
+        self.report.command("verify --timeout 1m");
+        let table = scene.client.routes().await?;
+        let agreed = compare_all(self.env, &scene.client, &table).await;
+        let counts = format!(
+            "{} in {} hold what their leaders hold, {}",
+            counted(agreed.equal, "replica"),
+            counted(agreed.groups, "group"),
+            seconds(agreed.us)
+        );
+        self.report.note(&counts);
+        let promise = "in every group, the manager's too, all replicas hold the same";
+        self.report.check(promise, &agreed.problems);
+        self.report.sum_up("agreed", counts);
+        Ok(())
+    }
 }

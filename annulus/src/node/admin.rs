@@ -3,7 +3,8 @@
 //! What the manager alone can answer is answered where its leader is. A tool talks to any node, so a
 //! node that does not have the leader passes the request on to the one that has, once: a node that gets
 //! it in this way, and does not lead either, says `NotLeader`. The caller's deadline goes with it, and
-//! errors come back as they were said.
+//! errors come back as they were said. A comparison of replicas goes in the same way to the leader of the
+//! group that it is about (`verify`).
 //!
 //! Failure: when nobody leads, or the leader cannot be reached, the answer says so, and that nothing was
 //! changed. A connection that breaks after the request left it leaves the outcome unknown.
@@ -18,13 +19,13 @@ use annulus_proto::v1::admin_server::Admin;
 use annulus_server::deadline::{deadline_of, working_limit};
 use annulus_shard_manager::Manager;
 use annulus_types::limits::{DEADLINE_DEFAULT, DEADLINE_MOST, DECODE_BYTES};
-use annulus_types::{Error, ErrorKind, NodeId};
+use annulus_types::{Error, ErrorKind, GroupId, NodeId};
 use futures_util::future::BoxFuture;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use super::{Lead, Node, birth};
+use super::{Lead, Node, birth, verify};
 
 /// In the metadata of a request that another node has passed on.
 const PASSED_ON: &str = "annulus-passed-on";
@@ -61,6 +62,7 @@ headed!(
     OverviewRequest,
     PauseRebalanceRequest,
     PlanRebalanceRequest,
+    VerifyRequest,
 );
 
 /// A request as another node gets it, to be answered within `limit`.
@@ -88,7 +90,26 @@ type Here<Q, R> = fn(Arc<Manager>, Q) -> BoxFuture<'static, Result<R, Error>>;
 type There<Q, R> =
     fn(AdminClient<Channel>, Request<Q>) -> BoxFuture<'static, Result<Response<R>, Status>>;
 
+/// What a request says beside its message.
+struct Asked<Q> {
+    message: Q,
+    /// For the work here, or for the way to another node and its work.
+    limit: Duration,
+    is_passed_on: bool,
+}
+
 impl AdminService {
+    /// Reads a request and judges its header.
+    fn open<Q: Headed>(&self, request: Request<Q>) -> Result<Asked<Q>, Status> {
+        let whole = deadline_of(request.metadata()).unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MOST);
+        let limit = working_limit(whole);
+        let is_passed_on = request.metadata().contains_key(PASSED_ON);
+        let message = request.into_inner();
+        let header = header_of(message.header()).map_err(refuse)?;
+        self.0.serving.get(&header).map_err(refuse)?;
+        Ok(Asked { message, limit, is_passed_on })
+    }
+
     /// Has a request answered where the manager's leader is.
     async fn at_leader<Q: Headed, R>(
         &self,
@@ -96,27 +117,35 @@ impl AdminService {
         here: Here<Q, R>,
         there: There<Q, R>,
     ) -> Result<Response<R>, Status> {
-        let whole = deadline_of(request.metadata()).unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MOST);
-        let limit = working_limit(whole);
-        let is_passed_on = request.metadata().contains_key(PASSED_ON);
-        let message = request.into_inner();
-        let header = header_of(message.header()).map_err(refuse)?;
-        self.0.serving.get(&header).map_err(refuse)?;
-        let leader = match self.0.lead() {
+        let asked = self.open(request)?;
+        match self.0.lead() {
             Lead::Here(manager) => {
-                return here(manager, message).await.map(Response::new).map_err(refuse);
+                here(manager, asked.message).await.map(Response::new).map_err(refuse)
             }
-            Lead::At(leader) if is_passed_on => return Err(not_leader(Some(leader))),
-            Lead::At(leader) => leader,
-            Lead::Unknown => return Err(not_leader(None)),
-        };
+            Lead::At(leader) => self.at_node(leader, "the manager", asked, there).await,
+            Lead::Unknown => Err(not_leader(None)),
+        }
+    }
+
+    /// Passes a request on to the node that leads `what`, unless it was passed on already.
+    async fn at_node<Q, R>(
+        &self,
+        leader: NodeId,
+        what: &str,
+        asked: Asked<Q>,
+        there: There<Q, R>,
+    ) -> Result<Response<R>, Status> {
+        let Asked { message, limit, is_passed_on } = asked;
+        if is_passed_on {
+            return Err(not_leader(Some(leader)));
+        }
         let Some(info) = self.0.book.find(leader) else { return Err(not_leader(Some(leader))) };
         let clock = &self.0.env.clock;
         let began_us = clock.monotonic_us();
         let connecting = annulus_raft::channel(&self.0.env, &info.addr);
         let Ok(Ok(channel)) = tokio::time::timeout(limit, connecting).await else {
             let addr = info.addr;
-            let reason = format!("node {leader}, which leads the manager, is not there at {addr}");
+            let reason = format!("node {leader}, which leads {what}, is not there at {addr}");
             return Err(refuse(Error::refused(ErrorKind::NotReady { reason })));
         };
         let spent = Duration::from_micros(clock.monotonic_us().saturating_sub(began_us));
@@ -334,5 +363,26 @@ impl Admin for AdminService {
             |mut admin, asked| Box::pin(async move { admin.explain(asked).await }),
         )
         .await
+    }
+
+    async fn verify(
+        &self,
+        request: Request<v1::VerifyRequest>,
+    ) -> Result<Response<v1::VerifyReply>, Status> {
+        let asked = self.open(request)?;
+        let id = GroupId(asked.message.group);
+        match self.0.leader_of(id).map_err(refuse)? {
+            verify::Leader::Here(group) => {
+                let compared = Box::pin(group.verify_voters(asked.limit)).await;
+                let compared = compared.map_err(refuse)?;
+                Ok(Response::new(verify::reply_of(&compared)))
+            }
+            verify::Leader::At(leader) => {
+                let there: There<v1::VerifyRequest, v1::VerifyReply> =
+                    |mut admin, asked| Box::pin(async move { admin.verify(asked).await });
+                self.at_node(leader, &format!("group {id}"), asked, there).await
+            }
+            verify::Leader::Unknown => Err(not_leader(None)),
+        }
     }
 }

@@ -31,6 +31,7 @@ mod peer;
 mod replicas;
 mod reports;
 mod status;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use annulus_client::OpIdText;
 use annulus_types::Consistency;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::output::Format;
 
@@ -205,6 +205,26 @@ Examples:
     /// Why something is where it is
     #[command(after_help = "Examples:\n  kvctl explain key user:1\n  kvctl explain node 2")]
     Explain(Explain),
+    /// Compares the replicas of each group; exit code 1 when two of them hold different data
+    #[command(after_help = "\
+Of each group one entry of its log is chosen; every voter computes a digest of what its engine gives back
+there, and the leader compares. Group by group all rows are read, a minute at most for each: give --timeout
+what the data need. Nothing is changed, and nothing is repaired.
+
+Examples:
+  kvctl verify --timeout 10m
+  kvctl verify --shard 17 -o json
+
+Exit codes: 0 all replicas are equal; 1 some differ; 3 some could not be asked, and no difference was
+found; others as everywhere.")]
+    Verify(Verify),
+    /// Prints a script that completes command lines in a shell
+    #[command(after_help = "\
+Examples:
+  kvctl completions bash > ~/.local/share/bash-completion/completions/kvctl
+  kvctl completions zsh > ~/.zfunc/_kvctl
+  kvctl completions fish > ~/.config/fish/completions/kvctl.fish")]
+    Completions(Completions),
     /// Prints the version of this program
     Version,
 }
@@ -369,6 +389,28 @@ pub struct ExplainKey {
     /// The key
     #[arg(value_name = "K", allow_negative_numbers = true)]
     pub key: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Only the group of this shard, and only what it holds of the shard
+    #[arg(long, value_name = "N")]
+    pub shard: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub shell: ShellName,
+}
+
+/// The shells that there are scripts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShellName {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 impl Get {

@@ -6,6 +6,7 @@
 //! the answer can be tested without a cluster.
 
 pub mod batch;
+pub mod completions;
 pub mod consent;
 pub mod data;
 pub mod explain;
@@ -16,6 +17,7 @@ pub mod operate;
 pub mod plan;
 pub mod ring;
 pub mod session;
+pub mod verify;
 pub mod wish;
 
 use std::sync::OnceLock;

@@ -24,7 +24,9 @@ use clap::{CommandFactory, Parser};
 use serde::Serialize;
 
 use crate::args::{Action, Cli, ExplainWhat, OpWhat, RingWhat};
-use crate::commands::{Context, batch, consent, data, explain, incr, look, op, operate, ring};
+use crate::commands::{
+    Context, batch, completions, consent, data, explain, incr, look, op, operate, ring, verify,
+};
 use crate::output::{Answer, Format};
 
 /// The definition of the command line, for help texts and for being embedded.
@@ -99,6 +101,8 @@ async fn dispatch(context: &Context, action: &Action) -> Result<Answer, Error> {
         Action::Leader(args) => operate::leader(context, args).await,
         Action::Settings(args) => operate::settings(context, args).await,
         Action::Manager(args) => operate::manager(context, args).await,
+        Action::Verify(args) => verify::verify(context, args).await,
+        Action::Completions(args) => Ok(completions::script(args.shell)),
         Action::Version => Ok(version(context.format)),
     }
 }
@@ -170,6 +174,9 @@ mod tests {
             "kvctl rebalance pause",
             "kvctl settings set rebalance sometimes --yes",
             "kvctl settings set speed 3 --yes",
+            "kvctl verify --shard x",
+            "kvctl completions",
+            "kvctl completions csh",
         ] {
             let answer = run_line(line).await;
             assert_eq!((answer.code, answer.out.len()), (2, 0), "{line}: {}", answer.err);
@@ -209,6 +216,8 @@ mod tests {
             ("kvctl --version", env!("CARGO_PKG_VERSION")),
             ("kvctl -o table version", "kvctl "),
             ("kvctl version -o json", "{\"version\":\""),
+            ("kvctl verify --help", "3 some could not be asked"),
+            ("kvctl completions fish", "complete -c kvctl"),
         ] {
             let answer = run_line(line).await;
             let out = String::from_utf8(answer.out).unwrap();
@@ -235,7 +244,7 @@ mod tests {
     async fn the_timeout_bounds_the_whole_command() {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = silent.local_addr().unwrap();
-        for command in ["get k", "status", "ring show", "explain key k"] {
+        for command in ["get k", "status", "ring show", "explain key k", "verify"] {
             let line = format!("kvctl --endpoints {endpoint} --timeout 200ms {command}");
             let answer = run_line(&line).await;
             assert_eq!((answer.code, answer.out.len()), (3, 0), "{line}: {}", answer.err);

@@ -1,10 +1,10 @@
-//! Whether two replicas hold the same state (E5).
+//! What a replica holds, as a digest (E5).
 //!
 //! A leader proposes an entry of a kind of its own. Every replica that applies it takes views of its whole
 //! state right there, as for a snapshot, and reads them in the background: what the *engine* gives back,
 //! in the form in which rows travel, without what holds on one node only ([`Machine::export`]). Equal
-//! states give equal digests, whatever was applied since. The leader then asks the member in question for
-//! its digest at that entry and compares it with its own.
+//! states give equal digests, whatever was applied since. Here digests are made and told; `verify` asks for
+//! them and compares.
 //!
 //! A digest is 128 bits of murmur3 (x64, seed 0): it must find rot and lost rows, not resist somebody who
 //! looks for a collision. Each file of a snapshot is hashed by itself, and then the list of ids and hashes:
@@ -24,8 +24,7 @@
 //! # Failure
 //!
 //! Digests are in memory, the last eight of each replica: a replica that was started since has none, and
-//! says so. Rows that do not read are no digest; the comparison then finds a difference, or, at the leader,
-//! fails.
+//! says so. Rows that do not read are no digest, and the reason is kept in its place.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -37,33 +36,65 @@ use annulus_engine::{Engine, View};
 use annulus_proto::v1;
 use annulus_proto::v1::digest_reply::Result as Told;
 use annulus_proto::v1::envelope::Body;
-use annulus_types::{Error, ErrorKind, NodeId, ReplicaId};
 use annulus_wal::EntryId;
 use bytes::{Buf, Bytes, BytesMut};
-use openraft::errors::{ClientWriteError, RaftError};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use crate::entry::{DigestBody, MACHINE_VERSION};
 use crate::group::Group;
-use crate::link::Route;
 use crate::machine::{Machine, StateMachine};
 use crate::replica::ReplicaState;
 use crate::snapshot::store::SnapshotStore;
 use crate::snapshot::{Part, parts, read_rows};
-use crate::types::{Command, entry_id, log_id, log_id_from_wire, log_id_to_wire};
+use crate::types::{entry_id, log_id_from_wire};
 
 /// Digests of one replica that are remembered.
 const KEPT: usize = 8;
-/// Between two questions for a digest that is not there yet.
-const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// A maker that was told to be late waits this long: long enough for something to come.
+const LATENESS: Duration = Duration::from_millis(50);
+
+/// What the engine of a replica gives back at one entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// Over all of it.
+    pub whole: u128,
+    /// Over each file of a snapshot, by id: in a group of shards, over each shard.
+    pub files: Vec<(u64, u128)>,
+}
+
+impl Digest {
+    fn of(files: Vec<(u64, u128)>) -> io::Result<Self> {
+        let mut bytes = Vec::with_capacity(files.len() * 24);
+        for (id, hash) in &files {
+            bytes.extend_from_slice(&id.to_be_bytes());
+            bytes.extend_from_slice(&hash.to_be_bytes());
+        }
+        let whole = murmur3::murmur3_x64_128(&mut bytes.as_slice(), 0)?;
+        Ok(Self { whole, files })
+    }
+
+    /// As the wire has it: the whole, 16 bytes, and the files.
+    #[must_use]
+    pub fn to_wire(&self) -> (Bytes, Vec<v1::FileDigest>) {
+        let bytes = |hash: u128| Bytes::copy_from_slice(&hash.to_be_bytes());
+        let file = |&(id, hash): &(u64, u128)| v1::FileDigest { id, digest: bytes(hash) };
+        (bytes(self.whole), self.files.iter().map(file).collect())
+    }
+
+    /// What [`Digest::to_wire`] made; `None` for anything that has not its lengths.
+    pub(crate) fn from_wire(whole: &[u8], files: &[v1::FileDigest]) -> Option<Self> {
+        let hash = |bytes: &[u8]| <[u8; 16]>::try_from(bytes).ok().map(u128::from_be_bytes);
+        let files = files.iter().map(|file| Some((file.id, hash(&file.digest)?)));
+        Some(Self { whole: hash(whole)?, files: files.collect::<Option<Vec<_>>>()? })
+    }
+}
 
 /// What became of the digest at one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     /// The rows are being read.
     Pending,
-    Is(u128),
+    Is(Arc<Digest>),
     /// Too many others were being taken.
     Busy,
     Unreadable(String),
@@ -129,7 +160,13 @@ impl Digests {
         self.held.lock().waiting.pop_front()
     }
 
-    fn find(&self, at: EntryId) -> Option<Outcome> {
+    /// Follows what changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
+    /// What became of the digest at an entry.
+    pub(crate) fn find(&self, at: EntryId) -> Option<Outcome> {
         let held = self.held.lock();
         held.outcomes.iter().find(|(known, _)| *known == at).map(|(_, outcome)| outcome.clone())
     }
@@ -139,7 +176,7 @@ impl Digests {
     pub(crate) fn last(&self) -> Option<u128> {
         let held = self.held.lock();
         held.outcomes.iter().rev().find_map(|(_, outcome)| match outcome {
-            Outcome::Is(digest) => Some(*digest),
+            Outcome::Is(digest) => Some(digest.whole),
             _ => None,
         })
     }
@@ -174,13 +211,13 @@ impl Maker {
     /// Runs until it is dropped.
     pub(crate) async fn run(self) {
         let digests = &self.replica.digests;
-        let mut news = digests.news.subscribe();
+        let mut news = digests.watch();
         loop {
             news.mark_unchanged();
             while let Some(job) = digests.next() {
                 let at = job.at;
                 let outcome = match self.make(job).await {
-                    Ok(digest) => Outcome::Is(digest),
+                    Ok(digest) => Outcome::Is(Arc::new(digest)),
                     Err(error) => Outcome::Unreadable(error.to_string()),
                 };
                 if let Outcome::Unreadable(reason) = &outcome {
@@ -195,21 +232,19 @@ impl Maker {
         }
     }
 
-    async fn make(&self, job: Job) -> io::Result<u128> {
+    async fn make(&self, job: Job) -> io::Result<Digest> {
         let Job { parts: mut views, _permit, .. } = job;
         if self.is_late {
-            // Long enough for something to come.
-            tokio::time::sleep(ASK_AGAIN).await;
+            tokio::time::sleep(LATENESS).await;
             views = parts(self.engine.as_ref(), &self.machine).map_err(io::Error::other)?;
         }
-        let mut files = Vec::with_capacity(views.len() * 24);
+        let mut files = Vec::with_capacity(views.len());
         for part in views {
             let (id, machine) = (part.id, Arc::clone(&self.machine));
             let hash = self.store.run(move || hash_of(machine.as_ref(), part)).await?;
-            files.extend_from_slice(&id.to_be_bytes());
-            files.extend_from_slice(&hash.to_be_bytes());
+            files.push((id, hash));
         }
-        murmur3::murmur3_x64_128(&mut files.as_slice(), 0)
+        Digest::of(files)
     }
 }
 
@@ -247,121 +282,7 @@ impl Read for Rows<'_> {
     }
 }
 
-fn not_ready(reason: String) -> Error {
-    Error::refused(ErrorKind::NotReady { reason })
-}
-
 impl Group {
-    /// Whether a member's state is equal to this leader's: a digest entry is proposed, and both tell what
-    /// they find at it. `limit` at most. Changes nothing; dropping the future gives up.
-    ///
-    /// # Errors
-    /// `NotLeader`, `NoQuorum` when this replica does not lead or its gate is shut. `BadRequest` when the
-    /// seat is not that of another member. `NotReady` when one of the two has no digest of the entry, or
-    /// did not tell it in time: trying again makes another entry.
-    pub async fn verify(&self, seat: (ReplicaId, NodeId), limit: Duration) -> Result<bool, Error> {
-        match tokio::time::timeout(limit, Box::pin(self.compare(seat))).await {
-            Ok(compared) => compared,
-            Err(_) => {
-                let (replica, node) = seat;
-                let reason =
-                    format!("replica {replica} on node {node} has not told its digest yet");
-                Err(not_ready(reason))
-            }
-        }
-    }
-
-    async fn compare(&self, (replica, node): (ReplicaId, NodeId)) -> Result<bool, Error> {
-        self.check_trusted()?;
-        self.sure_leadership()?;
-        let mut seats = self.membership().seats.into_iter();
-        let is_member = seats.any(|seat| (seat.replica, seat.node) == (replica, node));
-        if !is_member || replica == self.replica() {
-            let message = format!("replica {replica} on node {node} is not another member");
-            return Err(Error::bad_request("seat", message));
-        }
-        let at = self.propose_digest().await?;
-        let own = self.own_digest(at).await?;
-        let equal = self.digest_of(replica, node, at).await? == Some(own);
-        if !equal {
-            let group = self.id();
-            tracing::error!(%group, %replica, %node, at = %at, "a replica's state differs");
-        }
-        Ok(equal)
-    }
-
-    async fn propose_digest(&self) -> Result<EntryId, Error> {
-        let body = DigestBody {
-            version: MACHINE_VERSION,
-            // Apply raises it to the group's: a digest lets no time pass (W5).
-            group_time_ms: self.group_time_ms(),
-            wall_ms: self.env.clock.wall_ms(),
-        };
-        match Box::pin(self.raft.client_write(Command(body.encode()))).await {
-            Ok(written) => Ok(entry_id(&written.log_id)),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
-                Err(self.not_leader())
-            }
-            Err(_) => Err(not_ready("the digest entry was not applied".to_owned())),
-        }
-    }
-
-    async fn own_digest(&self, at: EntryId) -> Result<u128, Error> {
-        let digests = &self.replica.digests;
-        let mut news = digests.news.subscribe();
-        loop {
-            news.mark_unchanged();
-            match digests.find(at) {
-                Some(Outcome::Is(digest)) => return Ok(digest),
-                Some(Outcome::Pending) => {}
-                Some(Outcome::Busy) | None => {
-                    return Err(not_ready("the leader's node takes other digests".to_owned()));
-                }
-                Some(Outcome::Unreadable(reason)) => {
-                    return Err(not_ready(format!("the leader's own rows do not read: {reason}")));
-                }
-            }
-            if news.changed().await.is_err() {
-                return Err(self.stopped());
-            }
-        }
-    }
-
-    /// What another replica finds; `None` where its rows do not read.
-    async fn digest_of(
-        &self,
-        replica: ReplicaId,
-        node: NodeId,
-        at: EntryId,
-    ) -> Result<Option<u128>, Error> {
-        let route = Route { group: self.id(), from: self.replica(), to: replica };
-        let entry = Some(log_id_to_wire(&log_id(at)));
-        loop {
-            let question = Body::Digest(v1::DigestRequest { entry });
-            let reply = match self.links.ask(node, route, question).await {
-                Ok(Body::DigestReply(v1::DigestReply { result: Some(told) })) => told,
-                Ok(_) => return Err(not_ready(format!("node {node} makes no sense"))),
-                // Over a new link, perhaps.
-                Err(_) => Told::Pending(v1::Plain {}),
-            };
-            match reply {
-                Told::Digest(digest) => {
-                    let digest = <[u8; 16]>::try_from(&digest[..]).ok();
-                    return Ok(digest.map(u128::from_be_bytes));
-                }
-                Told::Unreadable(reason) => {
-                    tracing::warn!(group = %self.id(), %replica, %reason, "no digest");
-                    return Ok(None);
-                }
-                Told::Missed(v1::Plain {}) => {
-                    let reason = format!("replica {replica} has no digest of entry {at}");
-                    return Err(not_ready(reason));
-                }
-                Told::Pending(v1::Plain {}) => tokio::time::sleep(ASK_AGAIN).await,
-            }
-        }
-    }
-
     /// What a leader is told of this replica's digest.
     pub(crate) fn tell_digest(&self, request: v1::DigestRequest) -> Body {
         let Some(at) = request.entry.map(|entry| entry_id(&log_id_from_wire(entry))) else {
@@ -370,15 +291,18 @@ impl Group {
         };
         // In this order: the outcome is there before the entry counts as applied.
         let applied = self.replica.applied().id.index;
+        let mut files = Vec::new();
         let told = match self.replica.digests.find(at) {
             Some(Outcome::Is(digest)) => {
-                Told::Digest(Bytes::copy_from_slice(&digest.to_be_bytes()))
+                let (whole, parts) = digest.to_wire();
+                files = parts;
+                Told::Digest(whole)
             }
             Some(Outcome::Unreadable(reason)) => Told::Unreadable(reason),
             Some(Outcome::Pending) => Told::Pending(v1::Plain {}),
             None if applied < at.index => Told::Pending(v1::Plain {}),
             Some(Outcome::Busy) | None => Told::Missed(v1::Plain {}),
         };
-        Body::DigestReply(v1::DigestReply { result: Some(told) })
+        Body::DigestReply(v1::DigestReply { result: Some(told), files })
     }
 }

@@ -10,8 +10,8 @@
 //! travel), `lives` (who is not heard), `snapshot` (what is sent instead of entries that are gone),
 //! [`host`] (how it is put together), `keeper` (elections after a death), `polls` (how old a replica's
 //! state may be). How a replica is replaced: `seed` (its state is sent to the new one), [`membership`]
-//! (who votes), `digest` (whether two replicas hold the same), `retire` (the old one is destroyed) and
-//! `remains` (what it leaves); `traffic` counts what that costs the network.
+//! (who votes), `digest` and `verify` (whether replicas hold the same), `retire` (the old one is
+//! destroyed) and `remains` (what it leaves); `traffic` counts what that costs the network.
 
 mod book;
 mod codec;
@@ -43,10 +43,12 @@ mod snapshot;
 mod testing;
 mod traffic;
 mod types;
+mod verify;
 mod waits;
 
 pub use book::AddressBook;
 pub use connect::channel;
+pub use digest::Digest;
 pub use entry::Operation;
 pub use group::{Group, GroupStatus, ReadGrant};
 pub use host::{GroupSpec, Host, HostError};
@@ -56,6 +58,7 @@ pub use options::{BadTiming, OnDead, Options, Timing};
 pub use packer::Proposed;
 pub use serve::FrameStream;
 pub use traffic::MoveTraffic;
+pub use verify::{Compared, Comparison, Verdict};
 
 /// The identity of a log entry (L1).
 pub use annulus_wal::EntryId;

@@ -176,6 +176,8 @@ fn some_commands_change_data() {
         ("kvctl shards --node 2", false),
         ("kvctl ring show", false),
         ("kvctl explain key k", false),
+        ("kvctl verify --shard 3", false),
+        ("kvctl completions zsh", false),
         ("kvctl version", false),
     ] {
         assert_eq!(parse(line).unwrap().action.mutates(), mutates, "{line}");

@@ -1,11 +1,12 @@
 //! Replicas compare what their engines give back (E5).
 
-use annulus_types::ErrorKind;
+use annulus_types::{ErrorKind, NodeId};
 
 use super::cluster::{LONG, TestCluster, ms, pass, until};
 use super::membership::seat_of;
 use super::registers;
 use crate::options::WeakenHost;
+use crate::verify::{Compared, Verdict};
 
 async fn with_some_state(seed: u64, weaken: WeakenHost) -> TestCluster {
     let cluster = Box::pin(TestCluster::new(3, seed, weaken)).await;
@@ -101,4 +102,44 @@ async fn only_a_leader_compares_and_only_another_member() {
     cluster.partition(1, 3);
     let refused = cluster.group(1).verify(seat_of(3), ms(300)).await.expect_err("no answer");
     assert!(matches!(refused.kind, ErrorKind::NotReady { .. }), "{refused:?}");
+}
+
+fn verdicts(others: &[Compared]) -> Vec<(NodeId, Verdict)> {
+    others.iter().map(|other| (other.node, other.verdict)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn voters_are_compared_at_one_entry_file_by_file() {
+    let cluster = with_some_state(106, WeakenHost::default()).await;
+    registers::rot(cluster.host(3).engine().as_ref(), "beta", 77);
+    let found = cluster.group(1).verify_voters(LONG).await.expect("it leads");
+    assert_eq!((found.leader.node, found.leader.verdict), (NodeId(1), Verdict::Equal));
+    assert_eq!(
+        verdicts(&found.others),
+        [(NodeId(2), Verdict::Equal), (NodeId(3), Verdict::Different)]
+    );
+    let files = |of: &Compared| of.digest.as_ref().expect("it told one").files.clone();
+    let (own, rotten) = (files(&found.leader), files(&found.others[1]));
+    assert_eq!(files(&found.others[0]), own);
+    // The names before "m" are in the first file, the others in the second.
+    assert_eq!(own.len(), 2);
+    assert_ne!(own[0], rotten[0]);
+    assert_eq!(own[1], rotten[1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_voter_that_cannot_be_asked_is_not_known_and_not_different() {
+    let cluster = with_some_state(107, WeakenHost::default()).await;
+    cluster.partition(1, 3);
+    for limit in [ms(300), ms(5_000)] {
+        let found = cluster.group(1).verify_voters(limit).await.expect("a majority is there");
+        assert_eq!(
+            verdicts(&found.others),
+            [(NodeId(2), Verdict::Equal), (NodeId(3), Verdict::Unknown)]
+        );
+        let silent = &found.others[1];
+        assert!(silent.digest.is_none() && silent.reason.contains("on node 3"), "{silent:?}");
+    }
+    let refused = cluster.group(2).verify_voters(LONG).await.expect_err("it does not lead");
+    assert!(matches!(refused.kind, ErrorKind::NotLeader { .. }), "{refused:?}");
 }
