@@ -184,6 +184,43 @@ async fn strict_reads_at_every_replica_see_what_was_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_key_with_a_time_to_live_ends_without_traffic_and_not_before() {
+    let cluster = Cluster::start(program(), 3, "ttl").await.unwrap();
+    let client = cluster.client().await.unwrap();
+    let clock = Env::real().unwrap().clock;
+    let (begun_us, ttl) = (clock.monotonic_us(), Duration::from_secs(2));
+    client.put("k", "v").ttl(ttl).deadline(LONG).await.unwrap();
+    put(&client, "stays", "v").await;
+    wait_until("it has ended", LONG, || async {
+        let found = client.get("k").await;
+        if let Ok(found) = &found
+            && let Some(left) = found.expires_in
+        {
+            assert!(found.value.is_some() && left <= ttl, "{found:?}");
+        }
+        found.is_ok_and(|found| found.value.is_none())
+    })
+    .await
+    .unwrap();
+    let lived = Duration::from_micros(clock.monotonic_us() - begun_us);
+    assert!(lived >= ttl, "{lived:?}");
+    wait_until("it has ended at every node", LONG, || async {
+        for node in 1..=3 {
+            let read = client.get("k").consistency(Consistency::Any).from_node(NodeId(node));
+            if !read.await.is_ok_and(|found| found.value.is_none()) {
+                return false;
+            }
+        }
+        true
+    })
+    .await
+    .unwrap();
+    assert_eq!(get(&client, "stays").await.as_deref(), Some("v"));
+    let refused = client.put("k", "v").ttl(Duration::ZERO).await.unwrap_err();
+    assert!(matches!(refused.kind, ErrorKind::BadRequest { ref field, .. } if field == "ttl_ms"));
+}
+
+#[tokio::test]
 async fn a_generic_tool_finds_the_services_of_a_node() {
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;

@@ -118,6 +118,27 @@ fn settled_receipt(report: &OpReport) -> Receipt {
     Receipt { revision: report.revision, ..report.receipt.clone() }
 }
 
+/// A time to live in the wire's unit. Rounded up: nothing ends before its time.
+fn ttl_ms(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+fn check_ttl(field: &str, ttl: Option<Duration>) -> Result<(), Error> {
+    let most = limits::TTL_MS_MOST;
+    match ttl.map(ttl_ms) {
+        Some(told) if told == 0 || told > most => {
+            Err(Error::bad_request(field, format!("1 to {most} ms, got {told}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is left until a deadline, at the state that a receipt tells of; 0 on the wire is none.
+pub(crate) fn expires_in(deadline_ms: u64, receipt: &Receipt) -> Option<Duration> {
+    let left_ms = deadline_ms.saturating_sub(receipt.shard_time_ms);
+    (deadline_ms != 0).then(|| Duration::from_millis(left_ms))
+}
+
 fn check_key(key: &[u8]) -> Result<(), Error> {
     if key.is_empty() || key.len() > limits::KEY_BYTES {
         let message = format!("1 to {} bytes, got {}", limits::KEY_BYTES, key.len());
@@ -137,4 +158,53 @@ fn check_value(value: &[u8]) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use annulus_types::{
+        Epoch, ErrorKind, Mode, NodeId, ReplicaId, Revision, Role, ServedBy, ShardId, TableVersion,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_time_to_live_is_rounded_up_and_has_limits() {
+        let ms = Duration::from_millis;
+        for (ttl, told) in [(Duration::from_nanos(1), 1), (ms(30_000), 30_000)] {
+            assert_eq!(ttl_ms(ttl), told);
+        }
+        assert_eq!(ttl_ms(ms(7) + Duration::from_nanos(1)), 8);
+        for good in [None, Some(ms(1)), Some(ms(limits::TTL_MS_MOST))] {
+            assert_eq!(check_ttl("ttl_ms", good), Ok(()), "{good:?}");
+        }
+        for bad in [Duration::ZERO, ms(limits::TTL_MS_MOST + 1), Duration::MAX] {
+            let refused = check_ttl("ttl_ms", Some(bad)).unwrap_err().kind;
+            let ErrorKind::BadRequest { field, message } = &refused else { panic!("{refused:?}") };
+            assert_eq!(field, "ttl_ms");
+            assert!(message.contains("3155760000000"), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_told_at_the_time_of_the_receipt_and_never_below_nothing() {
+        let receipt = Receipt {
+            mode: Mode::Any,
+            shard: ShardId(1),
+            epoch: Epoch(1),
+            node: NodeId(1),
+            replica: ReplicaId(1),
+            role: Role::Follower,
+            served_by: ServedBy::Local,
+            term: 1,
+            revision: Revision(1),
+            staleness_bound_us: None,
+            shard_time_ms: 500,
+            table_version: TableVersion(1),
+        };
+        let ms = |left| Some(Duration::from_millis(left));
+        assert_eq!(expires_in(0, &receipt), None);
+        assert_eq!(expires_in(730, &receipt), ms(230));
+        assert_eq!(expires_in(400, &receipt), ms(0), "its time is over and it is there");
+    }
 }

@@ -250,7 +250,8 @@ impl Client {
     }
 
     /// Adds `delta` to the number that a key holds, in decimal digits; an absent key counts as 0. A sum out
-    /// of the limits, or of 64 bits, and a value that is no number are answers, with nothing changed.
+    /// of the limits, or of 64 bits, and a value that is no number are answers, with nothing changed. A key
+    /// that is to end ([`Put::ttl`]) still ends at that time.
     pub fn incr(&self, key: impl Into<Bytes>, delta: i64) -> Incr {
         Incr::new(self.clone(), key.into(), delta)
     }

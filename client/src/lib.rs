@@ -10,6 +10,7 @@
 //! println!("{:?} at {}", found.value, found.version);
 //! client.delete("greeting").if_version(written.version).await?;
 //!
+//! client.put("code", "4711").ttl(std::time::Duration::from_secs(30)).await?;
 //! client.incr("visits", 1).max(1_000).await?;
 //! let moved = client.batch().delete("{ada}:draft").put("{ada}:final", "text");
 //! moved.expect_present("{ada}:draft").await?;
@@ -47,6 +48,12 @@
 //! A writer ends ten minutes after its last use. The next mutation then opens another one, unless an
 //! earlier attempt of it is in doubt: under a new writer it would be a new mutation.
 //! [`Client::close`] ends writers at once. [`Builder::exactly_once`] turns all of this off.
+//!
+//! # Keys that end by themselves
+//!
+//! A key that is set with a time to live ([`Put::ttl`]) ends by an entry of its shard's log, on all replicas
+//! with the same entry, as if it were deleted. Reads judge no time: whoever finds the key has found it, and
+//! [`Found::expires_in`] is information. Setting a key without a time to live takes a former one away.
 //!
 //! # What happens when an attempt fails
 //!

@@ -7,7 +7,7 @@
 //!   3 cas     namespace u32 | expect | key | value crc u32 | value
 //!   4 create  first micro-slice u16 | micro-slices u16 | epoch u64
 //!   5 named   writer u64 | seq u64 | lowest unacked u64 | token u32
-//!             | mutation: an operation of kind 1, 2, 3, 9 or 10
+//!             | mutation: an operation of kind 1, 2, 3 or 9 to 12
 //!   6 open    token u32
 //!   7 close   token u32 | writer u64
 //!   8 status  token u32 | writer u64 | seq u64
@@ -15,6 +15,10 @@
 //!   10 batch  namespace u32 | guards u16 | per guard: expect | key
 //!             | items u16 | per item: 1 u8: put | key | value crc u32 | value length u32 | value
 //!                                     2 u8: delete | key
+//!                                     3 u8: put | ttl ms u64 | key | value crc u32
+//!                                           | value length u32 | value
+//!   11 put    namespace u32 | ttl ms u64 | key | value crc u32 | value
+//!   12 cas    namespace u32 | ttl ms u64 | expect | key | value crc u32 | value
 //! key         length u16 | bytes
 //! expect      0 u8: anything | 1 u8: absent | 2 u8, version u64 | 3 u8: present
 //! bounds      1: a least value follows | 2: a greatest value follows | 3: both
@@ -24,6 +28,9 @@
 //! mutation is recognised by its bytes (W3): what a request says must be encoded alike by every
 //! version that may see its repetition.
 //!
+//! A ttl is the time to live of what is set, never 0: it ends that much after the shard time of the entry
+//! (W5). Without one what is set never ends, also where something stood that would have.
+//!
 //! A token stands where no key tells which shard is meant; it decides after a shard was divided.
 //! Replies are in [`outcome`].
 
@@ -31,6 +38,8 @@ pub mod outcome;
 
 mod decode;
 mod encode;
+
+use std::num::NonZeroU64;
 
 use annulus_types::{Epoch, NamespaceId, Revision, Token};
 use bytes::Bytes;
@@ -81,6 +90,8 @@ pub enum Item {
         crc: u32,
         /// Value.
         value: Bytes,
+        /// Time to live, milliseconds; `None`: for ever.
+        ttl_ms: Option<NonZeroU64>,
     },
     /// Removes a key.
     Delete {
@@ -102,6 +113,8 @@ pub enum Op {
         crc: u32,
         /// Value.
         value: Bytes,
+        /// Time to live, milliseconds; `None`: for ever.
+        ttl_ms: Option<NonZeroU64>,
     },
     /// Removes a key.
     Delete {
@@ -124,6 +137,8 @@ pub enum Op {
         crc: u32,
         /// Value.
         value: Bytes,
+        /// Time to live, milliseconds; `None`: for ever.
+        ttl_ms: Option<NonZeroU64>,
     },
     /// Brings a shard of a new cluster into being.
     Create {
@@ -164,7 +179,8 @@ pub enum Op {
         /// The mutation.
         seq: u64,
     },
-    /// Adds to the decimal number that a key holds; an absent key counts as 0.
+    /// Adds to the decimal number that a key holds; an absent key counts as 0. The key ends when it would
+    /// have ended.
     Incr {
         /// Namespace.
         namespace: NamespaceId,
@@ -203,12 +219,15 @@ const CLOSE_WRITER: u8 = 7;
 const OP_STATUS: u8 = 8;
 const INCR: u8 = 9;
 const BATCH: u8 = 10;
+const PUT_TTL: u8 = 11;
+const CAS_TTL: u8 = 12;
 
 const HAS_MIN: u8 = 1;
 const HAS_MAX: u8 = 2;
 
 const ITEM_PUT: u8 = 1;
 const ITEM_DELETE: u8 = 2;
+const ITEM_PUT_TTL: u8 = 3;
 
 impl Op {
     /// Whether a client may give it a name.

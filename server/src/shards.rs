@@ -3,8 +3,8 @@
 //!
 //! Each group has one [`ShardMachine`]; all of them share one [`Shards`], in which readers find a
 //! shard by token. `apply` carries out an entry, `judge` says what a mutation does to its keys,
-//! `records` how shards' records lie in the engine, `snapshot` how shards leave and enter, `graves` what
-//! becomes of data that no record names any more.
+//! `deadlines` which keys end by time, `records` how shards' records lie in the engine, `snapshot` how shards
+//! leave and enter, `graves` what becomes of data that no record names any more.
 //!
 //! # Invariants
 //!
@@ -19,8 +19,11 @@
 //! - A reader holds its [`Shard`] from check to last byte (E6); until then its data stay. A head that
 //!   names another prefix than the one that was read means that the shard was switched under the read:
 //!   it starts over.
+//! - Keys end by applied entries (W5). A read judges no time: a key past its deadline is there until an entry
+//!   has ended it, on every replica the same one.
 
 mod apply;
+mod deadlines;
 mod graves;
 mod judge;
 mod records;
@@ -37,6 +40,7 @@ use annulus_types::{GroupId, NamespaceId, ShardId, Token, token_of};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
+use self::deadlines::Deadlines;
 use self::graves::Graves;
 use crate::stored::{Head, Value};
 use crate::writers::Writers;
@@ -274,6 +278,7 @@ pub struct ShardMachine {
 struct Held {
     head: Head,
     writers: Writers,
+    deadlines: Deadlines,
 }
 
 struct Applied {
@@ -329,6 +334,15 @@ impl Machine for ShardMachine {
         for shard in created {
             by_first.insert(shard.first, Arc::new(shard));
         }
+    }
+
+    fn next_end_ms(&self) -> Option<u64> {
+        let applied = self.applied.lock();
+        let ends = applied.held.values().filter_map(|held| {
+            let end_ms = held.next_end_ms()?;
+            Some(held.head.group_time_ms(end_ms))
+        });
+        ends.min()
     }
 
     fn files(&self) -> Vec<FileSpec> {

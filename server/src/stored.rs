@@ -1,13 +1,15 @@
-//! What the engine holds for a shard: the head of its record, and values. Pure.
+//! What the engine holds for a shard: the head of its record, values, and deadlines. Pure.
 //!
 //! ```text
 //! head    version u8 = 1 | prefix u64 | first micro-slice u16 | micro-slices u16 | revision u64
 //!         | epoch u64 | time offset ms i64 | keys u64 | bytes u64
 //! value   version u8 = 1 | revision u64 | deadline ms u64 (0: none) | crc u32 | value
+//! ending  version u8 = 1 | bytes of the value u64       the row of a deadline
 //! ```
 //!
 //! Numbers are big-endian. A value's revision is the key's version. Its CRC-32 is the client's, and
-//! covers the value alone: it is checked whenever a value is read.
+//! covers the value alone: it is checked whenever a value is read. A deadline is shown to people; when it is
+//! reached the key is still there, until an entry ends it (W5).
 
 use annulus_engine::key::Prefix;
 use annulus_types::{Epoch, Revision, Token};
@@ -17,6 +19,7 @@ use crate::operation::Undecodable;
 
 const HEAD_VERSION: u8 = 1;
 const VALUE_VERSION: u8 = 1;
+const ENDING_VERSION: u8 = 1;
 
 /// The head of a shard's record on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +54,12 @@ impl Head {
     #[must_use]
     pub fn shard_time_ms(&self, group_time_ms: u64) -> u64 {
         group_time_ms.saturating_add_signed(self.time_offset_ms)
+    }
+
+    /// The group time at which the shard's time is this, milliseconds.
+    #[must_use]
+    pub fn group_time_ms(&self, shard_time_ms: u64) -> u64 {
+        shard_time_ms.saturating_add_signed(self.time_offset_ms.saturating_neg())
     }
 
     /// The stored form.
@@ -136,6 +145,36 @@ impl Value {
     }
 }
 
+/// What the row of a deadline holds beside the key that ends: enough to count it out without a look at its
+/// value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Bytes of the value.
+    pub bytes: u64,
+}
+
+impl Ending {
+    /// The stored form.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(9);
+        out.put_u8(ENDING_VERSION);
+        out.put_u64(self.bytes);
+        out.freeze()
+    }
+
+    /// Reads the stored form.
+    ///
+    /// # Errors
+    /// When it is cut short or of an unknown version.
+    pub fn decode(mut bytes: Bytes) -> Result<Self, Undecodable> {
+        if bytes.len() != 9 || bytes.get_u8() != ENDING_VERSION {
+            return Err(Undecodable("deadline"));
+        }
+        Ok(Self { bytes: bytes.get_u64() })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +207,28 @@ mod tests {
         };
         assert_eq!(value.encode().as_ref(), b"\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x03v");
         assert_eq!(Value::decode(value.encode()), Ok(value));
+        let ending = Ending { bytes: 5 };
+        assert_eq!(ending.encode().as_ref(), b"\x01\0\0\0\0\0\0\0\x05");
+        assert_eq!(Ending::decode(ending.encode()), Ok(ending));
+        assert!(Ending::decode(ending.encode().slice(..8)).is_err());
+    }
+
+    #[test]
+    fn shard_time_and_group_time_are_one_offset_apart() {
+        for (offset, group_ms, shard_ms) in [(0, 7, 7), (5, 7, 12), (-5, 7, 2)] {
+            let head = Head {
+                prefix: Prefix(0),
+                first: 0,
+                count: 1,
+                revision: Revision(0),
+                epoch: Epoch(1),
+                time_offset_ms: offset,
+                keys: 0,
+                bytes: 0,
+            };
+            assert_eq!(head.shard_time_ms(group_ms), shard_ms);
+            assert_eq!(head.group_time_ms(shard_ms), group_ms);
+        }
     }
 
     #[test]

@@ -98,6 +98,7 @@ Examples:
   kvctl put user:1 Ada
   kvctl put user:1 Ada --if-absent
   kvctl put user:1 Grace --if-version 12
+  kvctl put code:1 4711 --ttl 30s
   kvctl put report - < report.pdf
   kvctl put --hex 00ff c0ffee")]
     Put(Put),
@@ -129,7 +130,7 @@ Examples:
     /// Changes several keys, all or none
     #[command(after_help = "\
 FILE has one JSON document per line. \"op\" says what to do:
-  put             sets \"key\" to \"value\"
+  put             sets \"key\" to \"value\"; with \"ttl\": \"30s\" the key ends after that
   delete          removes \"key\"
   expect_absent   nothing is changed if \"key\" exists
   expect_present  nothing is changed if \"key\" does not exist
@@ -243,6 +244,10 @@ pub struct Put {
     /// Only when the key is at this version
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub if_version: Option<u64>,
+    /// The key ends after this time: 500ms, 30s, 5m. Without it the key stays, also one that would have
+    /// ended
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub ttl: Option<Duration>,
     /// Keeps a session in this file: what this and later commands read is never older than what they have
     /// seen. One command at a time
     #[arg(long, value_name = "FILE")]
@@ -435,7 +440,7 @@ impl Action {
 }
 
 /// A whole number with its unit: `500ms`, `5s`, `1m`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || "expected a whole number with ms, s or m, as in 500ms, 5s or 1m".to_owned();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

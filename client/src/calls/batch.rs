@@ -13,7 +13,7 @@ use annulus_types::{Error, Receipt, Revision, Token, routing_key, token_of};
 use bytes::Bytes;
 use tonic::transport::Channel;
 
-use super::{Call, OpReport, kv, receipt, settled_receipt};
+use super::{Call, OpReport, check_ttl, kv, receipt, settled_receipt, ttl_ms};
 use crate::channels::{Sending, timed};
 use crate::client::Client;
 use crate::retry::Access;
@@ -48,6 +48,8 @@ struct Change {
     key: Bytes,
     /// `None` removes the key.
     value: Option<Bytes>,
+    /// Of a value.
+    ttl: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,13 +68,25 @@ impl Batch {
 
     /// Sets a key. A key is changed once in a batch.
     pub fn put(mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
-        self.changes.push(Change { key: key.into(), value: Some(value.into()) });
+        self.changes.push(Change { key: key.into(), value: Some(value.into()), ttl: None });
+        self
+    }
+
+    /// Sets a key that ends after some time. See [`Put::ttl`](super::Put::ttl).
+    pub fn put_with_ttl(
+        mut self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+        ttl: Duration,
+    ) -> Self {
+        let (key, value) = (key.into(), Some(value.into()));
+        self.changes.push(Change { key, value, ttl: Some(ttl) });
         self
     }
 
     /// Removes a key. Removing an absent key changes nothing and is no error.
     pub fn delete(mut self, key: impl Into<Bytes>) -> Self {
-        self.changes.push(Change { key: key.into(), value: None });
+        self.changes.push(Change { key: key.into(), value: None, ttl: None });
         self
     }
 
@@ -119,7 +133,7 @@ impl Batch {
             let message = format!("at most {BATCH_BYTES} bytes of keys and values, got {bytes}");
             return Err(Error::bad_request("values", message));
         }
-        Ok(())
+        self.changes.iter().try_for_each(|change| check_ttl("ttls_ms", change.ttl))
     }
 
     fn check_keys(&self) -> Result<(), Error> {
@@ -180,7 +194,7 @@ impl Call for Batch {
         limit: Duration,
     ) -> Sending<v1::BatchReply> {
         let mut message = v1::BatchRequest { header: Some(header), ..Default::default() };
-        for Change { key, value } in &self.changes {
+        for Change { key, value, ttl } in &self.changes {
             let kind = match value {
                 Some(_) => v1::BatchKind::Put,
                 None => v1::BatchKind::Delete,
@@ -190,6 +204,8 @@ impl Call for Batch {
             message.kinds.push(kind.into());
             message.value_crc32s.push(crc32fast::hash(&value));
             message.values.push(value);
+            // 0 is none.
+            message.ttls_ms.push(ttl.map_or(0, ttl_ms));
         }
         for Guard { key, kind, version } in &self.guards {
             message.guard_keys.push(key.clone());

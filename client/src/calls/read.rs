@@ -8,7 +8,7 @@ use annulus_types::{Consistency, Error, NodeId, Receipt, Revision, Token, token_
 use bytes::Bytes;
 use tonic::transport::Channel;
 
-use super::{Call, check_key, kv, receipt};
+use super::{Call, check_key, expires_in, kv, receipt};
 use crate::channels::{Sending, timed};
 use crate::client::Client;
 use crate::retry::Access;
@@ -21,6 +21,10 @@ pub struct Found {
     pub value: Option<Bytes>,
     /// The key's version; 0 when the key is absent.
     pub version: Revision,
+    /// How long the key still lives, at the shard time of the receipt, which in a shard without traffic may be
+    /// 10 s old; `None` when it does not end by time. For information: at zero it is there until the shard has
+    /// ended it, and whoever finds it may rely on it.
+    pub expires_in: Option<Duration>,
     /// Where, when and on whose word.
     pub receipt: Receipt,
     /// Attempts that it took, the successful one included.
@@ -115,7 +119,8 @@ impl Call for Get {
     fn open(&self, reply: v1::GetReply, attempts: u32) -> Result<Found, ConvertError> {
         let receipt = receipt(reply.receipt)?;
         if !reply.found {
-            return Ok(Found { value: None, version: Revision(0), receipt, attempts });
+            let version = Revision(0);
+            return Ok(Found { value: None, version, expires_in: None, receipt, attempts });
         }
         let crc32 = crc32fast::hash(&reply.value);
         if crc32 != reply.value_crc32 {
@@ -123,7 +128,8 @@ impl Call for Get {
             return Err(ConvertError { field: "value_crc32", problem });
         }
         let version = Revision(reply.version);
-        Ok(Found { value: Some(reply.value), version, receipt, attempts })
+        let expires_in = expires_in(reply.deadline_ms, &receipt);
+        Ok(Found { value: Some(reply.value), version, expires_in, receipt, attempts })
     }
 
     fn receipt(output: &Found) -> &Receipt {

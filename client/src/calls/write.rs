@@ -8,7 +8,9 @@ use annulus_types::{Error, Receipt, Revision, Token, token_of};
 use bytes::Bytes;
 use tonic::transport::Channel;
 
-use super::{Call, OpReport, check_key, check_value, kv, receipt, settled_receipt};
+use super::{
+    Call, OpReport, check_key, check_ttl, check_value, kv, receipt, settled_receipt, ttl_ms,
+};
 use crate::channels::{Sending, timed};
 use crate::client::Client;
 use crate::retry::Access;
@@ -33,6 +35,7 @@ pub struct Put {
     key: Bytes,
     value: Bytes,
     crc32: u32,
+    ttl: Option<Duration>,
 }
 
 /// Sets a key if it is at an expected version. See [`Client::cas`].
@@ -45,6 +48,7 @@ pub struct Cas {
     value: Bytes,
     crc32: u32,
     expected: Option<Revision>,
+    ttl: Option<Duration>,
 }
 
 /// Removes a key. See [`Client::delete`].
@@ -62,7 +66,15 @@ awaitable!(Put => Written, Cas => Written, Delete => Written);
 impl Put {
     pub(crate) fn new(client: Client, key: Bytes, value: Bytes) -> Self {
         let crc32 = crc32fast::hash(&value);
-        Self { client, deadline: None, key, value, crc32 }
+        Self { client, deadline: None, key, value, crc32, ttl: None }
+    }
+
+    /// The key ends after this time: not earlier, and later by at most 10 s, and the time without a leader,
+    /// for each change of its shard's leader. 1 ms to 100 years; without it the key does not end, also if it
+    /// would have before.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
     }
 }
 
@@ -74,7 +86,13 @@ impl Cas {
         value: Bytes,
     ) -> Self {
         let crc32 = crc32fast::hash(&value);
-        Self { client, deadline: None, key, value, crc32, expected }
+        Self { client, deadline: None, key, value, crc32, expected, ttl: None }
+    }
+
+    /// As [`Put::ttl`].
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
     }
 }
 
@@ -101,7 +119,8 @@ impl Call for Put {
 
     fn check(&self) -> Result<(), Error> {
         check_key(&self.key)?;
-        check_value(&self.value)
+        check_value(&self.value)?;
+        check_ttl("ttl_ms", self.ttl)
     }
 
     fn send(
@@ -115,6 +134,7 @@ impl Call for Put {
             key: self.key.clone(),
             value: self.value.clone(),
             value_crc32: Some(self.crc32),
+            ttl_ms: self.ttl.map(ttl_ms),
         };
         let mut kv = kv(channel);
         Box::pin(async move { kv.put(timed(message, limit)).await })
@@ -144,7 +164,8 @@ impl Call for Cas {
 
     fn check(&self) -> Result<(), Error> {
         check_key(&self.key)?;
-        check_value(&self.value)
+        check_value(&self.value)?;
+        check_ttl("ttl_ms", self.ttl)
     }
 
     fn send(
@@ -159,6 +180,7 @@ impl Call for Cas {
             value: self.value.clone(),
             value_crc32: Some(self.crc32),
             expected_version: self.expected.map(|version| version.0),
+            ttl_ms: self.ttl.map(ttl_ms),
         };
         let mut kv = kv(channel);
         Box::pin(async move { kv.cas(timed(message, limit)).await })

@@ -24,7 +24,7 @@ use futures_util::future::join_all;
 
 use super::drive::moves_on;
 use super::{Client, Inner};
-use crate::calls::{Found, KeyError, MultiGet};
+use crate::calls::{Found, KeyError, MultiGet, expires_in};
 use crate::channels::Deadline;
 use crate::error::Error;
 use crate::retry::{Access, Failure, Retry, Step};
@@ -173,23 +173,26 @@ impl Client {
                     continue;
                 }
                 Item::Absent { receipt } => {
-                    items.receipts.get(receipt).map(|receipt| (None, Revision(0), receipt))
+                    items.receipts.get(receipt).map(|receipt| (None, Revision(0), 0, receipt))
                 }
-                Item::Found { receipt, version, crc, value } => {
+                Item::Found { receipt, version, crc, value, deadline_ms } => {
                     let arrived = crc32fast::hash(&value);
                     if arrived != crc {
                         let problem =
                             format!("value_crc32s: {crc:08x} was written, {arrived:08x} arrived");
                         return Err(round.failed(place, defect(target.node, &problem)));
                     }
-                    items.receipts.get(receipt).map(|receipt| (Some(value), version, receipt))
+                    let receipt = items.receipts.get(receipt);
+                    receipt.map(|receipt| (Some(value), version, deadline_ms, receipt))
                 }
             };
-            let Some((value, version, receipt)) = answer else {
+            let Some((value, version, deadline_ms, receipt)) = answer else {
                 return Err(round.failed(place, defect(target.node, "a receipt is missing")));
             };
             self.remember(receipt).map_err(|error| round.named(place, error))?;
-            let found = Found { value, version, receipt: receipt.clone(), attempts };
+            let expires_in = expires_in(deadline_ms, receipt);
+            let receipt = receipt.clone();
+            let found = Found { value, version, expires_in, receipt, attempts };
             if let Some(slot) = round.answers.get_mut(place) {
                 *slot = Some(found);
             }

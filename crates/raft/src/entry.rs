@@ -1,5 +1,6 @@
 //! An entry of ours: a header, then operations of many shards of the group (W5, W8, W9), or nothing more
-//! for an entry at which all replicas take a digest (E5).
+//! for an entry at which all replicas take a digest (E5). One with no operations is a *time entry*: all that
+//! it does is done by its time, under the rules of its version like any other.
 //!
 //! ```text
 //! kind and version u16 | group time ms u64 | wall time ms u64 |
@@ -48,7 +49,7 @@ pub struct EntryBody {
     pub group_time_ms: u64,
     /// The proposer's wall clock, milliseconds since 1970.
     pub wall_ms: u64,
-    /// In order of application.
+    /// In order of application; none in a time entry.
     pub operations: Vec<Operation>,
 }
 
@@ -79,7 +80,7 @@ impl EntryBody {
         let short = |_| Malformed("entry is cut short");
         let version = bytes.try_get_u16().map_err(short)?;
         if version & !VERSION_BITS != 0 {
-            return Err(Malformed("entry without operations"));
+            return Err(Malformed("entry of another kind"));
         }
         let group_time_ms = bytes.try_get_u64().map_err(short)?;
         let wall_ms = bytes.try_get_u64().map_err(short)?;
@@ -189,6 +190,18 @@ mod tests {
         longer.put_u8(0);
         assert!(EntryBody::decode(longer.freeze()).is_err());
         assert_eq!(EntryBody::decode(bytes.clone()).unwrap(), body);
+        assert_eq!(Decoded::read(bytes).unwrap(), Decoded::Operations(body));
+    }
+
+    #[test]
+    fn time_entries_have_no_operations_and_their_bytes_are_pinned() {
+        let (version, operations) = (MACHINE_VERSION, Vec::new());
+        let body = EntryBody { version, group_time_ms: 5, wall_ms: 6, operations };
+        let bytes = body.encode();
+        assert_eq!(bytes.as_ref(), b"\0\x01\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\0");
+        for end in 0..bytes.len() {
+            assert!(Decoded::read(bytes.slice(..end)).is_err(), "{end}");
+        }
         assert_eq!(Decoded::read(bytes).unwrap(), Decoded::Operations(body));
     }
 

@@ -450,8 +450,7 @@ impl Host {
         let raft = Seeded::scope(self.env.random.u64(), building)
             .await
             .map_err(|error| HostError::Raft(error.to_string()))?;
-        let weaken = self.weaken.propose_with_shut_gate();
-        let packer = Arc::new(Packer::new(self.env.clone(), Arc::clone(&replica), weaken));
+        let packer = Arc::new(Packer::new(self.env.clone(), Arc::clone(&replica), self.weaken));
         let links = Arc::clone(&self.links);
         Ok(Arc::new(Group {
             env: self.env.clone(),

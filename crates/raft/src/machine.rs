@@ -34,7 +34,7 @@ use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
 
 use crate::entry::{Decoded, EntryBody, Operation};
 use crate::log_store::LogStore;
-use crate::replica::ReplicaState;
+use crate::replica::{AppliedAt, ReplicaState};
 use crate::snapshot::store::SnapshotStore;
 use crate::snapshot::{Builder, Content, Picture};
 use crate::types::{LogId, Payload, Reply, StoredMembership, TypeConfig, entry_id};
@@ -88,6 +88,7 @@ pub trait Import: Send {
 /// may be called at any time.
 pub trait Machine: Send + Sync + 'static {
     /// Applies the operations of one entry: changes go into `batch`, one reply each is returned.
+    /// There may be none: then the entry's time is all there is to it (W5).
     /// Must be deterministic: same state, same operations, same batch and replies, on every
     /// replica. Operations are judged one by one; a refused one is a reply, not an error.
     ///
@@ -102,6 +103,14 @@ pub trait Machine: Send + Sync + 'static {
 
     /// The batch of the last [`Machine::apply`] is visible in the engine now.
     fn batch_visible(&self);
+
+    /// The group's time at which something in the state ends by itself next, milliseconds; `None`: nothing
+    /// will. An entry of that time, or later, must end it, or as much of what is due as one entry may: until
+    /// then a leader without traffic goes on proposing time entries (W5). Asked after every entry, and after
+    /// a snapshot.
+    fn next_end_ms(&self) -> Option<u64> {
+        None
+    }
 
     /// The parts of the whole state as it is now.
     fn files(&self) -> Vec<FileSpec>;
@@ -242,7 +251,11 @@ impl StateMachine {
     ) -> Result<Self, EngineError> {
         let state = GroupState::load(engine.as_ref(), replica.group)?;
         if let Some(applied) = &state.applied {
-            replica.entry_applied(entry_id(applied), state.group_time_ms);
+            replica.entry_applied(AppliedAt {
+                id: entry_id(applied),
+                group_time_ms: state.group_time_ms,
+                next_end_ms: machine.next_end_ms(),
+            });
         }
         replica.set_whole(state.whole);
         Ok(Self { replica, engine, machine, state, log, store, lag: None, picture: Weak::new() })
@@ -329,8 +342,17 @@ impl StateMachine {
             digest::take(self, entry_id(&id));
         }
         self.replica.set_whole(self.state.whole);
-        self.replica.entry_applied(entry_id(&id), self.state.group_time_ms);
+        self.tell_applied(entry_id(&id));
         Ok(Reply(replies))
+    }
+
+    /// The state is that after an entry, and visible.
+    pub(crate) fn tell_applied(&self, id: EntryId) {
+        self.replica.entry_applied(AppliedAt {
+            id,
+            group_time_ms: self.state.group_time_ms,
+            next_end_ms: self.machine.next_end_ms(),
+        });
     }
 }
 

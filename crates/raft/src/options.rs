@@ -178,6 +178,9 @@ pub(crate) struct WeakenHost {
     pub(crate) no_quarantine: bool,
     #[cfg(test)]
     pub(crate) propose_with_shut_gate: bool,
+    /// W5: propose a time entry only when something is due.
+    #[cfg(test)]
+    pub(crate) no_time_steps: bool,
     /// L7: leave a log that ends below the engine as it is.
     #[cfg(test)]
     pub(crate) keep_log_below_applied: bool,
@@ -236,6 +239,14 @@ impl WeakenHost {
     }
     #[cfg(not(test))]
     pub(crate) fn propose_with_shut_gate(self) -> bool {
+        false
+    }
+    #[cfg(test)]
+    pub(crate) fn no_time_steps(self) -> bool {
+        self.no_time_steps
+    }
+    #[cfg(not(test))]
+    pub(crate) fn no_time_steps(self) -> bool {
         false
     }
     #[cfg(test)]

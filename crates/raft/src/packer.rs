@@ -14,6 +14,15 @@
 //! - leader with a shut gate: waits for it, for another leader, or for the deadline (`NoQuorum`, NO);
 //! - not the leader: `NotLeader`, NO, at once, with the leader that it hears if any;
 //! - in flight when the deadline passes, or when the term ends: `OutcomeUnknown`, UNKNOWN.
+//!
+//! # Time entries
+//!
+//! Time in the state machine is what entries carry (W5), and without entries it stands still. So a leader
+//! without traffic proposes an entry without operations when something is due; and while anything has a
+//! deadline it does so every 10 s, for the time that no entry has told is lost with its leadership: what
+//! ends by time ends no earlier than it should, and later by at most that and the time without a leader.
+//! A group in which nothing has a deadline proposes nothing by itself. What fails is tried again while this
+//! replica leads.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -32,12 +41,19 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::entry::{EntryBody, MACHINE_VERSION, OPERATION_OVERHEAD, Operation};
 use crate::machine::StateMachine;
-use crate::replica::ReplicaState;
+use crate::options::WeakenHost;
+use crate::replica::{AppliedAt, ReplicaState};
 use crate::types::{Command, Reply, TypeConfig};
 
 const QUEUED: u8 = 0;
 const IN_FLIGHT: u8 = 1;
 const GIVEN_UP: u8 = 2;
+
+/// A group with deadlines and without traffic gets an entry so often (W5).
+const TIME_STEP_MS: u64 = 10_000;
+/// The pause of time entries after an entry that was not applied, microseconds: leadership was just lost, or
+/// is about to be.
+const TIME_RETRY_US: u64 = 100_000;
 
 /// What a proposer learns: the machine's reply, and the term it was applied in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +120,7 @@ pub(crate) struct Packer {
     held: AtomicBool,
     /// An entry is on its way.
     in_flight: watch::Sender<bool>,
-    weaken_gate: bool,
+    weaken: WeakenHost,
 }
 
 /// The leader's clock for group time (W5): set when its leadership begins.
@@ -115,9 +131,24 @@ struct GroupClock {
     last_ms: u64,
 }
 
+/// How long a leader without traffic leaves the group without an entry; `None`: for ever. `now_ms` is the
+/// group's time that an entry would carry, `step_ms` the longest time that may be lost with a leader.
+fn until_time_entry(applied: AppliedAt, now_ms: u64, step_ms: u64) -> Option<Duration> {
+    let due_ms = applied.next_end_ms?;
+    let next_ms = due_ms.min(applied.group_time_ms.saturating_add(step_ms));
+    Some(Duration::from_millis(next_ms.saturating_sub(now_ms)))
+}
+
+/// Waits, for ever if there is nothing to wait for. Cancel-safe.
+async fn pass(span: Option<Duration>) {
+    match span {
+        Some(span) => tokio::time::sleep(span).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Packer {
-    /// `weaken_gate` lets a test propose with a shut gate.
-    pub(crate) fn new(env: Env, replica: Arc<ReplicaState>, weaken_gate: bool) -> Self {
+    pub(crate) fn new(env: Env, replica: Arc<ReplicaState>, weaken: WeakenHost) -> Self {
         Self {
             env,
             replica,
@@ -125,7 +156,7 @@ impl Packer {
             wake: Notify::new(),
             held: AtomicBool::new(false),
             in_flight: watch::Sender::new(false),
-            weaken_gate,
+            weaken,
         }
     }
 
@@ -245,33 +276,56 @@ impl Packer {
     pub(crate) async fn run(self: Arc<Self>, raft: Raft<TypeConfig, StateMachine>) {
         let mut gate = self.replica.gate.watch();
         let mut clock: Option<GroupClock> = None;
+        // No time entry before this moment of the monotonic clock.
+        let mut rests_until_us: u64 = 0;
         loop {
             let view = *gate.borrow_and_update();
-            let empty = self.queue.lock().waiting.is_empty();
+            let mut pause = None;
             match view.leading {
                 None => self.refuse_all(),
-                Some(_) if empty || self.held.load(Ordering::SeqCst) => {}
-                Some(vote) => {
-                    let now = self.env.clock.boot();
-                    if self.replica.gate.is_open(now) || self.weaken_gate {
-                        let time = self.group_time(&mut clock, vote);
+                Some(vote) if !self.is_held() && self.may_propose() => {
+                    let time_ms = self.group_time(&mut clock, vote);
+                    let now_us = self.env.clock.monotonic_us();
+                    let rest = Duration::from_micros(rests_until_us.saturating_sub(now_us));
+                    // What a leader applies went through here, so that no deadline comes unseen.
+                    pause = until_time_entry(self.replica.applied(), time_ms, self.step_ms())
+                        .map(|pause| pause.max(rest));
+                    let is_due = pause.is_some_and(|pause| pause.is_zero());
+                    let is_empty = self.queue.lock().waiting.is_empty();
+                    if is_due || !is_empty {
                         self.in_flight.send_replace(true);
                         // `hold` is set before `idle` is asked, and this is the other order: one of
                         // the two sees the other.
-                        if !self.held.load(Ordering::SeqCst) {
-                            self.propose_one(&raft, time, &mut gate).await;
+                        if !self.is_held() {
+                            let taken = self.take();
+                            let is_needed = is_due || !taken.is_empty();
+                            if is_needed
+                                && !self.propose_one(&raft, taken, time_ms, &mut gate).await
+                            {
+                                rests_until_us = self.env.clock.monotonic_us() + TIME_RETRY_US;
+                            }
                         }
                         self.in_flight.send_replace(false);
                         continue;
                     }
-                    // A confirm reopens the gate and changes the view; expiry needs no action here.
                 }
+                // A confirm reopens the gate and changes the view; expiry needs no action here.
+                Some(_) => {}
             }
             tokio::select! {
                 () = self.wake.notified() => {}
                 changed = gate.changed() => if changed.is_err() { return },
+                () = pass(pause) => {}
             }
         }
+    }
+
+    fn may_propose(&self) -> bool {
+        self.replica.gate.is_open(self.env.clock.boot()) || self.weaken.propose_with_shut_gate()
+    }
+
+    fn step_ms(&self) -> u64 {
+        if self.weaken.no_time_steps() { u64::MAX } else { TIME_STEP_MS }
     }
 
     fn group_time(&self, clock: &mut Option<GroupClock>, vote: Vote) -> u64 {
@@ -292,16 +346,15 @@ impl Packer {
         clock.last_ms
     }
 
+    /// Proposes an entry with what was taken, a time entry if that is nothing. Returns whether it was
+    /// applied, as far as is known.
     async fn propose_one(
         &self,
         raft: &Raft<TypeConfig, StateMachine>,
+        taken: Vec<Waiting>,
         group_time_ms: u64,
         gate: &mut tokio::sync::watch::Receiver<crate::gate::View>,
-    ) {
-        let taken = self.take();
-        if taken.is_empty() {
-            return;
-        }
+    ) -> bool {
         let mut answers = Vec::with_capacity(taken.len());
         let mut operations = Vec::with_capacity(taken.len());
         for next in taken {
@@ -338,7 +391,9 @@ impl Packer {
                 }
             }
         };
+        let is_applied = matches!(outcome, Some(Ok(_)));
         self.answer(answers, outcome);
+        is_applied
     }
 
     fn answer(
@@ -365,5 +420,29 @@ impl Packer {
         for answer in answers {
             let _ = answer.send(Err(error.clone()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_entry_is_due_with_what_ends_next_and_in_steps_until_then() {
+        let at = |group_time_ms, next_end_ms| AppliedAt {
+            next_end_ms,
+            group_time_ms,
+            ..AppliedAt::default()
+        };
+        let wait = |applied, now_ms| until_time_entry(applied, now_ms, TIME_STEP_MS);
+        let ms = |span| Some(Duration::from_millis(span));
+        assert_eq!(wait(at(5_000, None), 99_000), None, "nothing ends: nothing is proposed");
+        assert_eq!(wait(at(5_000, Some(7_500)), 6_000), ms(1_500));
+        assert_eq!(wait(at(5_000, Some(7_500)), 7_500), ms(0));
+        assert_eq!(wait(at(5_000, Some(90_000)), 6_000), ms(9_000), "a step");
+        assert_eq!(wait(at(5_000, Some(90_000)), 16_000), ms(0));
+        // More was due than one entry may end.
+        assert_eq!(wait(at(5_000, Some(4_000)), 5_000), ms(0));
+        assert_eq!(until_time_entry(at(5_000, Some(90_000)), 6_000, u64::MAX), ms(84_000));
     }
 }

@@ -49,6 +49,8 @@ impl Votes {
 pub(crate) struct AppliedAt {
     pub(crate) id: EntryId,
     pub(crate) group_time_ms: u64,
+    /// The group's time at which something in that state ends by itself next (W5).
+    pub(crate) next_end_ms: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -279,10 +281,10 @@ impl ReplicaState {
         self.seats.lock().get(&replica).copied()
     }
 
-    pub(crate) fn entry_applied(&self, id: EntryId, group_time_ms: u64) {
-        self.applied.send_replace(AppliedAt { id, group_time_ms });
-        self.freshness.applied(id.index);
-        self.gate.change(|core| core.applied(id));
+    pub(crate) fn entry_applied(&self, at: AppliedAt) {
+        self.applied.send_replace(at);
+        self.freshness.applied(at.id.index);
+        self.gate.change(|core| core.applied(at.id));
     }
 
     pub(crate) fn applied(&self) -> AppliedAt {

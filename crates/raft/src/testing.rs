@@ -42,4 +42,5 @@ mod shut_gate;
 mod slow_leader;
 mod snapshot;
 mod strangers;
+mod time_entries;
 mod transfer;

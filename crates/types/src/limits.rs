@@ -34,6 +34,8 @@ pub const SHARD_RESULT_BYTES: u64 = 64 * 1024 * 1024;
 pub const WRITER_IDLE: Duration = Duration::from_secs(10 * 60);
 /// Keys, locks and writers that end by time before the operations of one entry (W5).
 pub const ENDS_PER_ENTRY: usize = 1_000;
+/// Longest time to live of a key, milliseconds: a hundred years. The shortest is one millisecond.
+pub const TTL_MS_MOST: u64 = 36_525 * 24 * 60 * 60 * 1_000;
 /// Keys of one multi-get.
 pub const MULTI_GET_KEYS: usize = 1_000;
 /// A multi-get ends with the value with which its values have so many bytes together.

@@ -21,6 +21,8 @@ pub enum Item {
         crc: u32,
         /// The value.
         value: Bytes,
+        /// The shard time at which it ends, milliseconds; 0: never.
+        deadline_ms: u64,
     },
     /// It does not exist.
     Absent {
@@ -60,10 +62,10 @@ impl From<Items> for v1::MultiGetReply {
             ..Self::default()
         };
         for item in answer.items {
-            let nothing = (Bytes::new(), 0, 0);
-            let (result, place, (value, version, crc)) = match item {
-                Item::Found { receipt, version, crc, value } => {
-                    (v1::KeyResult::Found, receipt, (value, version.0, crc))
+            let nothing = (Bytes::new(), 0, 0, 0);
+            let (result, place, (value, version, crc, deadline_ms)) = match item {
+                Item::Found { receipt, version, crc, value, deadline_ms } => {
+                    (v1::KeyResult::Found, receipt, (value, version.0, crc, deadline_ms))
                 }
                 Item::Absent { receipt } => (v1::KeyResult::Absent, receipt, nothing),
                 Item::Failed { error } => (v1::KeyResult::Failed, error, nothing),
@@ -74,6 +76,7 @@ impl From<Items> for v1::MultiGetReply {
             wire.values.push(value);
             wire.versions.push(version);
             wire.value_crc32s.push(crc);
+            wire.deadlines_ms.push(deadline_ms);
         }
         wire
     }
@@ -89,6 +92,7 @@ impl TryFrom<v1::MultiGetReply> for Items {
             ("values", wire.values.len()),
             ("versions", wire.versions.len()),
             ("value_crc32s", wire.value_crc32s.len()),
+            ("deadlines_ms", wire.deadlines_ms.len()),
         ] {
             if length != count {
                 let problem = format!("must be {count}, as many as results, are {length}");
@@ -98,9 +102,10 @@ impl TryFrom<v1::MultiGetReply> for Items {
         let receipts: Vec<Receipt> =
             wire.receipts.into_iter().map(Receipt::try_from).collect::<Result<_, _>>()?;
         let errors: Vec<Error> = wire.errors.into_iter().map(Error::from).collect();
-        let values = wire.values.into_iter().zip(wire.versions).zip(wire.value_crc32s);
+        let numbers = wire.value_crc32s.into_iter().zip(wire.deadlines_ms);
+        let values = wire.values.into_iter().zip(wire.versions).zip(numbers);
         let mut items = Vec::with_capacity(count);
-        for ((result, place), ((value, version), crc)) in
+        for ((result, place), ((value, version), (crc, deadline_ms))) in
             wire.results.into_iter().zip(wire.places).zip(values)
         {
             items.push(match v1::KeyResult::try_from(result) {
@@ -109,6 +114,7 @@ impl TryFrom<v1::MultiGetReply> for Items {
                     version: Revision(version),
                     crc,
                     value,
+                    deadline_ms,
                 },
                 Ok(v1::KeyResult::Absent) => {
                     Item::Absent { receipt: place_of(place, receipts.len())? }

@@ -451,6 +451,7 @@ fn many() -> Items {
             version: Revision(9),
             crc: 7,
             value: Bytes::from_static(b"value"),
+            deadline_ms: 8,
         },
         Item::Absent { .. } => Item::Absent { receipt: 0 },
         Item::Failed { .. } => Item::Failed { error: 0 },
@@ -483,6 +484,7 @@ fn an_answer_whose_arrays_do_not_fit_is_refused() {
     assert_eq!(bad(&|reply| reply.values.truncate(3)), "values");
     assert_eq!(bad(&|reply| reply.versions.push(0)), "versions");
     assert_eq!(bad(&|reply| reply.value_crc32s.clear()), "value_crc32s");
+    assert_eq!(bad(&|reply| reply.deadlines_ms.push(0)), "deadlines_ms");
     assert_eq!(bad(&|reply| reply.places[0] = 2), "places");
     assert_eq!(bad(&|reply| reply.places[1] = u32::MAX), "places");
     assert_eq!(bad(&|reply| reply.errors.clear()), "places");

@@ -4,13 +4,14 @@
 //! client's checksum before it is proposed. What is ready holds nothing of the request's own buffer.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use annulus_proto::convert::{Header, OpId, header_of, mutation_of, number_of, writer_of};
 use annulus_proto::v1;
 use annulus_types::limits::{
     BATCH_BYTES, BATCH_ITEMS, DEADLINE_DEFAULT, DEADLINE_MOST, KEY_BYTES, MULTI_GET_KEYS,
-    VALUE_BYTES,
+    TTL_MS_MOST, VALUE_BYTES,
 };
 use annulus_types::{Error, Revision, ShardId, Token, routing_key, token_of};
 use bytes::Bytes;
@@ -77,6 +78,18 @@ fn crc_of(fields: [&str; 2], value: &Bytes, told: Option<u32>) -> Result<u32, Er
     }
 }
 
+/// Checks a time to live, milliseconds.
+fn ttl_of(field: &str, told: Option<u64>) -> Result<Option<NonZeroU64>, Error> {
+    let Some(told) = told else { return Ok(None) };
+    match NonZeroU64::new(told).filter(|ttl_ms| ttl_ms.get() <= TTL_MS_MOST) {
+        Some(ttl_ms) => Ok(Some(ttl_ms)),
+        None => {
+            let message = format!("must be 1 to {TTL_MS_MOST} ms, is {told}");
+            Err(Error::bad_request(field, message))
+        }
+    }
+}
+
 /// A mutation, with its name if the request has one.
 fn ready(header: Header, name: Option<OpId>, token: Token, op: &Op) -> Ready {
     let body = match name {
@@ -93,9 +106,10 @@ pub(super) fn put(request: v1::PutRequest) -> Result<Ready, Error> {
     let (header, name) = mutation_of(request.header.as_ref())?;
     check_key("key", &request.key)?;
     let crc = crc_of(VALUE, &request.value, request.value_crc32)?;
+    let ttl_ms = ttl_of("ttl_ms", request.ttl_ms)?;
     let token = token_of(&request.key);
     let namespace = header.namespace;
-    let op = Op::Put { namespace, key: request.key, crc, value: request.value };
+    let op = Op::Put { namespace, key: request.key, crc, value: request.value, ttl_ms };
     Ok(ready(header, name, token, &op))
 }
 
@@ -103,13 +117,14 @@ pub(super) fn cas(request: v1::CasRequest) -> Result<Ready, Error> {
     let (header, name) = mutation_of(request.header.as_ref())?;
     check_key("key", &request.key)?;
     let crc = crc_of(VALUE, &request.value, request.value_crc32)?;
+    let ttl_ms = ttl_of("ttl_ms", request.ttl_ms)?;
     let token = token_of(&request.key);
     let expect = match request.expected_version {
         Some(version) => Expect::Version(Revision(version)),
         None => Expect::Absent,
     };
     let namespace = header.namespace;
-    let op = Op::Cas { namespace, key: request.key, expect, crc, value: request.value };
+    let op = Op::Cas { namespace, key: request.key, expect, crc, value: request.value, ttl_ms };
     Ok(ready(header, name, token, &op))
 }
 
@@ -185,11 +200,12 @@ fn check_lengths(request: &v1::BatchRequest) -> Result<(), Error> {
         let message = format!("must be at most {BATCH_ITEMS}, are {guards}");
         return Err(Error::bad_request("guard_keys", message));
     }
-    let crcs = request.value_crc32s.len();
+    let (crcs, ttls) = (request.value_crc32s.len(), request.ttls_ms.len());
     for (field, length, expected) in [
         ("kinds", request.kinds.len(), items),
         ("values", request.values.len(), items),
         ("value_crc32s", crcs, if crcs == 0 { 0 } else { items }),
+        ("ttls_ms", ttls, if ttls == 0 { 0 } else { items }),
         ("guard_kinds", request.guard_kinds.len(), guards),
         ("guard_versions", request.guard_versions.len(), guards),
     ] {
@@ -258,11 +274,17 @@ fn items_of(request: &v1::BatchRequest) -> Result<Vec<Item>, Error> {
     let mut items = Vec::with_capacity(request.keys.len());
     let kinds = request.kinds.iter().zip(&request.values);
     for (place, (key, (kind, value))) in request.keys.iter().zip(kinds).enumerate() {
+        let ttl_ms = request.ttls_ms.get(place).copied().filter(|ttl_ms| *ttl_ms != 0);
+        let ttl_ms = ttl_of("ttls_ms", ttl_ms)?;
         items.push(match v1::BatchKind::try_from(*kind) {
             Ok(v1::BatchKind::Put) => {
                 let told = request.value_crc32s.get(place).copied();
                 let crc = crc_of(["values", "value_crc32s"], value, told)?;
-                Item::Put { key: key.clone(), crc, value: value.clone() }
+                Item::Put { key: key.clone(), crc, value: value.clone(), ttl_ms }
+            }
+            Ok(v1::BatchKind::Delete) if ttl_ms.is_some() => {
+                let message = format!("item {place} removes its key and must have 0 here");
+                return Err(Error::bad_request("ttls_ms", message));
             }
             Ok(v1::BatchKind::Delete) if value.is_empty() => Item::Delete { key: key.clone() },
             Ok(v1::BatchKind::Delete) => {

@@ -122,8 +122,8 @@ impl Gathered {
         self.0.receipts.push(receipt);
         for (place, value) in places.iter().zip(values) {
             let item = match value {
-                Some(Value { revision, crc, value, .. }) => {
-                    Item::Found { receipt: here, version: revision, crc, value }
+                Some(Value { revision: version, deadline_ms, crc, value }) => {
+                    Item::Found { receipt: here, version, crc, value, deadline_ms }
                 }
                 None => Item::Absent { receipt: here },
             };

@@ -118,6 +118,7 @@ impl KvService {
             receipt: Some((&receipt).into()),
             found: value.is_some(),
             version: value.as_ref().map_or(0, |value| value.revision.0),
+            deadline_ms: value.as_ref().map_or(0, |value| value.deadline_ms),
             value_crc32: value.as_ref().map_or(0, |value| value.crc),
             value: value.map(|value| value.value).unwrap_or_default(),
         })

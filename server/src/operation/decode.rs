@@ -1,12 +1,15 @@
 //! Reads operations back. Keys and values share the buffer that they are read from. What is cut short,
 //! has bytes left over or is of an unknown kind is an error, the same on every replica.
 
+use std::num::NonZeroU64;
+
 use annulus_types::{Epoch, NamespaceId, Revision, Token};
 use bytes::{Buf, Bytes, TryGetError};
 
 use super::{
-    BATCH, CAS, CLOSE_WRITER, CREATE, DELETE, Expect, Guard, HAS_MAX, HAS_MIN, INCR, ITEM_DELETE,
-    ITEM_PUT, Item, NAMED, OP_STATUS, OPEN_WRITER, Op, OpId, PUT, Undecodable,
+    BATCH, CAS, CAS_TTL, CLOSE_WRITER, CREATE, DELETE, Expect, Guard, HAS_MAX, HAS_MIN, INCR,
+    ITEM_DELETE, ITEM_PUT, ITEM_PUT_TTL, Item, NAMED, OP_STATUS, OPEN_WRITER, Op, OpId, PUT,
+    PUT_TTL, Undecodable,
 };
 
 fn short(_: TryGetError) -> Undecodable {
@@ -44,6 +47,14 @@ fn take_expect(bytes: &mut Bytes) -> Result<Expect, Undecodable> {
     }
 }
 
+fn take_ttl(bytes: &mut Bytes, is_given: bool) -> Result<Option<NonZeroU64>, Undecodable> {
+    if !is_given {
+        return Ok(None);
+    }
+    let ttl_ms = NonZeroU64::new(bytes.try_get_u64().map_err(short)?);
+    ttl_ms.map(Some).ok_or(Undecodable("time to live"))
+}
+
 fn take_incr(bytes: &mut Bytes) -> Result<Op, Undecodable> {
     let namespace = take_namespace(bytes)?;
     let delta = bytes.try_get_i64().map_err(short)?;
@@ -69,11 +80,12 @@ fn take_batch(bytes: &mut Bytes) -> Result<Op, Undecodable> {
     let mut items = Vec::new();
     for _ in 0..bytes.try_get_u16().map_err(short)? {
         items.push(match bytes.try_get_u8().map_err(short)? {
-            ITEM_PUT => {
+            kind @ (ITEM_PUT | ITEM_PUT_TTL) => {
+                let ttl_ms = take_ttl(bytes, kind == ITEM_PUT_TTL)?;
                 let key = take_key(bytes)?;
                 let crc = bytes.try_get_u32().map_err(short)?;
                 let length = bytes.try_get_u32().map_err(short)? as usize;
-                Item::Put { key, crc, value: take(bytes, length)? }
+                Item::Put { key, crc, value: take(bytes, length)?, ttl_ms }
             }
             ITEM_DELETE => Item::Delete { key: take_key(bytes)? },
             _ => return Err(Undecodable("item kind")),
@@ -90,23 +102,26 @@ impl Op {
     /// before is not looked at.
     pub fn decode(mut bytes: Bytes) -> Result<Self, Undecodable> {
         let op = match bytes.try_get_u8().map_err(short)? {
-            PUT => {
+            kind @ (PUT | PUT_TTL) => {
                 let namespace = take_namespace(&mut bytes)?;
+                let ttl_ms = take_ttl(&mut bytes, kind == PUT_TTL)?;
                 let key = take_key(&mut bytes)?;
                 let crc = bytes.try_get_u32().map_err(short)?;
-                Self::Put { namespace, key, crc, value: std::mem::take(&mut bytes) }
+                Self::Put { namespace, key, crc, value: std::mem::take(&mut bytes), ttl_ms }
             }
             DELETE => {
                 let namespace = take_namespace(&mut bytes)?;
                 let expect = take_expect(&mut bytes)?;
                 Self::Delete { namespace, expect, key: take_key(&mut bytes)? }
             }
-            CAS => {
+            kind @ (CAS | CAS_TTL) => {
                 let namespace = take_namespace(&mut bytes)?;
+                let ttl_ms = take_ttl(&mut bytes, kind == CAS_TTL)?;
                 let expect = take_expect(&mut bytes)?;
                 let key = take_key(&mut bytes)?;
                 let crc = bytes.try_get_u32().map_err(short)?;
-                Self::Cas { namespace, key, expect, crc, value: std::mem::take(&mut bytes) }
+                let value = std::mem::take(&mut bytes);
+                Self::Cas { namespace, key, expect, crc, value, ttl_ms }
             }
             CREATE => {
                 let first = bytes.try_get_u16().map_err(short)?;

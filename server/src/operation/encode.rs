@@ -1,11 +1,14 @@
 //! Writes operations as they lie in the log.
 
+use std::num::NonZeroU64;
+
 use annulus_types::Token;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    BATCH, CAS, CLOSE_WRITER, CREATE, DELETE, Expect, Guard, HAS_MAX, HAS_MIN, INCR, ITEM_DELETE,
-    ITEM_PUT, Item, NAMED, OP_STATUS, OPEN_WRITER, Op, OpId, PUT,
+    BATCH, CAS, CAS_TTL, CLOSE_WRITER, CREATE, DELETE, Expect, Guard, HAS_MAX, HAS_MIN, INCR,
+    ITEM_DELETE, ITEM_PUT, ITEM_PUT_TTL, Item, NAMED, OP_STATUS, OPEN_WRITER, Op, OpId, PUT,
+    PUT_TTL,
 };
 
 /// Bytes of a name before its mutation.
@@ -13,7 +16,7 @@ const NAME_BYTES: usize = 29;
 /// Above what any operation takes beside its keys and values.
 const FIXED_BYTES: usize = 40;
 /// Above what a guard or an item takes beside its key and value.
-const ITEM_BYTES: usize = 11;
+const ITEM_BYTES: usize = 19;
 
 fn put_key(out: &mut BytesMut, key: &Bytes) {
     // Keys are at most 4 KiB.
@@ -30,6 +33,13 @@ fn put_expect(out: &mut BytesMut, expect: Expect) {
             out.put_u64(version.0);
         }
         Expect::Present => out.put_u8(3),
+    }
+}
+
+/// The kind says whether there is one.
+fn put_ttl(out: &mut BytesMut, ttl_ms: Option<NonZeroU64>) {
+    if let Some(ttl_ms) = ttl_ms {
+        out.put_u64(ttl_ms.get());
     }
 }
 
@@ -66,8 +76,9 @@ fn put_batch(out: &mut BytesMut, guards: &[Guard], items: &[Item]) {
     out.put_u16(u16::try_from(items.len()).unwrap_or(u16::MAX));
     for item in items {
         match item {
-            Item::Put { key, crc, value } => {
-                out.put_u8(ITEM_PUT);
+            Item::Put { key, crc, value, ttl_ms } => {
+                out.put_u8(if ttl_ms.is_some() { ITEM_PUT_TTL } else { ITEM_PUT });
+                put_ttl(out, *ttl_ms);
                 put_key(out, key);
                 out.put_u32(*crc);
                 // Values are at most 8 MiB.
@@ -126,9 +137,10 @@ impl Op {
 
     fn put_into(&self, out: &mut BytesMut) {
         match self {
-            Self::Put { namespace, key, crc, value } => {
-                out.put_u8(PUT);
+            Self::Put { namespace, key, crc, value, ttl_ms } => {
+                out.put_u8(if ttl_ms.is_some() { PUT_TTL } else { PUT });
                 out.put_u32(namespace.0);
+                put_ttl(out, *ttl_ms);
                 put_key(out, key);
                 out.put_u32(*crc);
                 out.put_slice(value);
@@ -139,9 +151,10 @@ impl Op {
                 put_expect(out, *expect);
                 put_key(out, key);
             }
-            Self::Cas { namespace, key, expect, crc, value } => {
-                out.put_u8(CAS);
+            Self::Cas { namespace, key, expect, crc, value, ttl_ms } => {
+                out.put_u8(if ttl_ms.is_some() { CAS_TTL } else { CAS });
                 out.put_u32(namespace.0);
+                put_ttl(out, *ttl_ms);
                 put_expect(out, *expect);
                 put_key(out, key);
                 out.put_u32(*crc);

@@ -13,7 +13,7 @@ fn value() -> Bytes {
 }
 
 fn put() -> Op {
-    Op::Put { namespace: DEFAULT, key: key(), crc: 9, value: value() }
+    Op::Put { namespace: DEFAULT, key: key(), crc: 9, value: value(), ttl_ms: None }
 }
 
 fn id() -> OpId {
@@ -31,7 +31,9 @@ fn pinned() -> Vec<(Op, &'static [u8])> {
         Guard { key: key(), expect: Expect::Version(Revision(3)) },
         Guard { key: key(), expect: Expect::Present },
     ];
-    let items = vec![Item::Put { key: key(), crc: 9, value: value() }, Item::Delete { key: key() }];
+    let set = |ttl_ms| Item::Put { key: key(), crc: 9, value: value(), ttl_ms };
+    let items = vec![set(None), Item::Delete { key: key() }];
+    let ttl_ms = NonZeroU64::new(0x0102);
     let expect = Expect::Version(Revision(3));
     let incr = |min, max| Op::Incr { namespace: DEFAULT, key: key(), delta: -1, min, max };
     vec![
@@ -45,7 +47,14 @@ fn pinned() -> Vec<(Op, &'static [u8])> {
             b"\x02\0\0\0\0\x01\0\x01k",
         ),
         pin(
-            Op::Cas { namespace: DEFAULT, key: key(), expect, crc: 9, value: value() },
+            Op::Cas {
+                namespace: DEFAULT,
+                key: key(),
+                expect,
+                crc: 9,
+                value: value(),
+                ttl_ms: None,
+            },
             b"\x03\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\x01k\0\0\0\x09v",
         ),
         pin(
@@ -78,6 +87,20 @@ fn pinned() -> Vec<(Op, &'static [u8])> {
             b"\x0a\0\0\0\0\0\x02\x02\0\0\0\0\0\0\0\x03\0\x01k\x03\0\x01k\
               \0\x02\x01\0\x01k\0\0\0\x09\0\0\0\x01v\x02\0\x01k",
         ),
+        pin(
+            Op::Batch { namespace: DEFAULT, guards: Vec::new(), items: vec![set(ttl_ms)] },
+            b"\x0a\0\0\0\0\0\0\0\x01\x03\0\0\0\0\0\0\x01\x02\0\x01k\0\0\0\x09\
+              \0\0\0\x01v",
+        ),
+        pin(
+            Op::Put { namespace: DEFAULT, key: key(), crc: 9, value: value(), ttl_ms },
+            b"\x0b\0\0\0\0\0\0\0\0\0\0\x01\x02\0\x01k\0\0\0\x09v",
+        ),
+        pin(
+            Op::Cas { namespace: DEFAULT, key: key(), expect, crc: 9, value: value(), ttl_ms },
+            b"\x0c\0\0\0\0\0\0\0\0\0\0\x01\x02\x02\0\0\0\0\0\0\0\x03\0\x01k\
+              \0\0\0\x09v",
+        ),
     ]
 }
 
@@ -88,7 +111,9 @@ fn operations_round_trip_and_their_bytes_are_pinned() {
         assert_eq!(Op::decode(Bytes::from_static(bytes)), Ok(op));
     }
     assert!(Op::decode(Bytes::new()).is_err());
-    assert!(Op::decode(Bytes::from_static(b"\x0b")).is_err());
+    assert!(Op::decode(Bytes::from_static(b"\x0d")).is_err());
+    let at_once = b"\x0b\0\0\0\0\0\0\0\0\0\0\0\0\0\x01k\0\0\0\x09v";
+    assert_eq!(Op::decode(Bytes::from_static(at_once)), Err(Undecodable("time to live")));
 }
 
 #[test]

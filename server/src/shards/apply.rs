@@ -1,7 +1,9 @@
 //! Applies one entry to the shards of a group (W8, W9).
 //!
 //! 1. Everything that the engine holds for the keys of the entry is read at once.
-//! 2. What has ended by time ends (W5): today writers.
+//! 2. What has ended by time ends (W5): keys, each with a revision, and writers. In deadline order, 1,000
+//!    per entry; the rest follows with the next entries, and until then it is there. An entry may consist
+//!    of nothing but this.
 //! 3. The operations are judged one by one; later ones see what earlier ones did. A named mutation
 //!    passes its shard's writer table first (W3).
 //! 4. Every row of a record that changed goes into the batch of the data.
@@ -13,12 +15,13 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use annulus_engine::{Batch, EngineError};
+use annulus_engine::{Batch, Engine, EngineError};
 use annulus_raft::{Applying, Operation};
 use annulus_types::limits::ENDS_PER_ENTRY;
 use annulus_types::{Epoch, Revision, ShardId, Token};
 use bytes::Bytes;
 
+use super::deadlines::Deadlines;
 use super::judge::{Known, Scene, number_of};
 use super::{Applied, Held, ShardMachine, records, shard_of, unreadable};
 use crate::operation::{Finding, Op, OpId, Outcome, Point};
@@ -77,8 +80,8 @@ impl ShardMachine {
         let mut steps: Vec<Step> = operations.into_iter().map(Step::of).collect();
         let known = self.known(shards, &mut steps)?;
         let mut entry = Entry { group_time_ms: at.group_time_ms, known, batch: &mut *batch };
-        end_idle_writers(shards, at.group_time_ms);
-        let mut changed = BTreeSet::new();
+        let engine = self.shards.engine.as_ref();
+        let mut changed = end_due(engine, shards, &mut entry)?;
         let mut replies = Vec::with_capacity(steps.len());
         for Step { shard, name, op, keys } in steps {
             let outcome = match (op, shards.get_mut(&shard)) {
@@ -101,6 +104,9 @@ impl ShardMachine {
                 _ => Outcome::NotHere,
             };
             replies.push(outcome.encode());
+        }
+        for held in shards.values_mut() {
+            held.deadlines.settle(engine, held.head.prefix)?;
         }
         self.store(shards, &changed, entry.batch);
         Ok(replies)
@@ -149,7 +155,7 @@ impl ShardMachine {
             keys: 0,
             bytes: 0,
         };
-        Ok(Held { head, writers: Writers::default() })
+        Ok(Held { head, writers: Writers::default(), deadlines: Deadlines::default() })
     }
 
     /// Puts what changed of the records into the batch.
@@ -177,37 +183,84 @@ impl ShardMachine {
 /// What a stored value tells. One that is counted on is checked: a sum would hide that it is rotten.
 fn known_of(stored: Bytes, counts: bool) -> Result<Known, EngineError> {
     let bytes = (stored.len() - VALUE_HEADER.min(stored.len())) as u64;
-    let Value { revision: version, crc, value, .. } = Value::decode(stored).map_err(unreadable)?;
+    let stored = Value::decode(stored).map_err(unreadable)?;
+    let Value { revision: version, deadline_ms, crc, value } = stored;
     if counts && crc32fast::hash(&value) != crc {
         return Err(unreadable("a value does not match its checksum"));
     }
     let number = if counts { number_of(&value) } else { None };
-    Ok(Known { version, bytes, number })
+    Ok(Known { version, bytes, number, deadline_ms })
 }
 
-/// Ends writers that were not used for too long: shards in the order of their earliest deadlines,
-/// writers in the order of theirs, so many per entry. The rest follows with the next entries.
-fn end_idle_writers(shards: &mut BTreeMap<ShardId, Held>, group_time_ms: u64) {
+/// Ends what is due: shards in the order of their earliest deadlines, keys and writers in the order of
+/// theirs, so many per entry. Returns the shards whose revision changed.
+fn end_due(
+    engine: &dyn Engine,
+    shards: &mut BTreeMap<ShardId, Held>,
+    entry: &mut Entry<'_>,
+) -> Result<BTreeSet<ShardId>, EngineError> {
     let mut due: Vec<(Reverse<u64>, ShardId)> = Vec::new();
     for (shard, held) in shards.iter() {
-        let now_ms = held.head.shard_time_ms(group_time_ms);
-        if let Some(end_ms) = held.writers.next_end_ms()
+        let now_ms = held.head.shard_time_ms(entry.group_time_ms);
+        if let Some(end_ms) = held.next_end_ms()
             && end_ms <= now_ms
         {
             due.push((Reverse(now_ms - end_ms), *shard));
         }
     }
     due.sort_unstable();
+    let mut changed = BTreeSet::new();
     let mut left = ENDS_PER_ENTRY;
     for (_, shard) in due {
-        if let Some(held) = shards.get_mut(&shard) {
-            let now_ms = held.head.shard_time_ms(group_time_ms);
-            left -= held.writers.expire(now_ms, left).len();
+        let Some(held) = shards.get_mut(&shard) else { continue };
+        let before = held.head.revision;
+        held.end_due(engine, &mut left, entry)?;
+        if held.head.revision != before {
+            changed.insert(shard);
         }
     }
+    Ok(changed)
 }
 
 impl Held {
+    /// When the next key or writer ends, milliseconds of shard time.
+    pub(super) fn next_end_ms(&self) -> Option<u64> {
+        let ends = [self.deadlines.next_ms(), self.writers.next_end_ms()];
+        ends.into_iter().flatten().min()
+    }
+
+    /// Ends what is due here, as long as something is left of what the entry may end.
+    fn end_due(
+        &mut self,
+        engine: &dyn Engine,
+        left: &mut usize,
+        entry: &mut Entry<'_>,
+    ) -> Result<(), EngineError> {
+        let now_ms = self.head.shard_time_ms(entry.group_time_ms);
+        for due in self.deadlines.due(engine, self.head.prefix, now_ms, *left)? {
+            // Writers that ended before the key.
+            *left -= self.writers.expire(due.deadline_ms, *left).len();
+            if *left == 0 {
+                return Ok(());
+            }
+            self.scene(entry).end(due);
+            *left -= 1;
+        }
+        *left -= self.writers.expire(now_ms, *left).len();
+        Ok(())
+    }
+
+    fn scene<'a>(&'a mut self, entry: &'a mut Entry<'_>) -> Scene<'a> {
+        let shard_time_ms = self.head.shard_time_ms(entry.group_time_ms);
+        Scene {
+            head: &mut self.head,
+            deadlines: &mut self.deadlines,
+            known: &mut entry.known,
+            batch: &mut *entry.batch,
+            shard_time_ms,
+        }
+    }
+
     fn point(&self, group_time_ms: u64) -> Point {
         let Head { revision, epoch, .. } = self.head;
         Point { revision, epoch, shard_time_ms: self.head.shard_time_ms(group_time_ms) }
@@ -285,13 +338,8 @@ impl Held {
                 Verdict::Refused(Refusal::OutsideWindow) => return Outcome::OutsideWindow,
             }
         }
-        let mut scene = Scene {
-            head: &mut self.head,
-            known: &mut entry.known,
-            batch: &mut *entry.batch,
-            shard_time_ms,
-        };
-        let outcome = scene.judge(op, keys.into_iter().map(|(_, physical)| physical));
+        let physical = keys.into_iter().map(|(_, physical)| physical);
+        let outcome = self.scene(entry).judge(op, physical);
         if let Some(name) = &name {
             self.writers.record(&name.id, name.hash, outcome);
         }

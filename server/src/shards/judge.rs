@@ -1,16 +1,20 @@
-//! Judges one mutation: does its condition hold, and what changes. Pure; what the engine holds for its
-//! keys is given.
+//! Judges one mutation: does its condition hold, and what changes. Also what changes when a key ends by
+//! time. Pure; what the engine holds for the keys is given.
 //!
 //! Invariants: one mutation that changes something takes one revision, a batch too, and all of its keys
-//! get that one (W1); nothing of a batch changes before all of its guards hold.
+//! get that one (W1); so does each key that ends; nothing of a batch changes before all of its guards hold.
+//! Whatever sets or removes a key takes its former deadline out of the index; the time of the entry judges
+//! no key (W5).
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 
 use annulus_engine::Batch;
 use annulus_engine::key::{self, DATA_HEADER, Prefix};
 use annulus_types::{NamespaceId, Revision, Token, token_of};
 use bytes::Bytes;
 
+use super::deadlines::{Deadlines, Due};
 use crate::operation::{Expect, Guard, Item, Op, Outcome, Point};
 use crate::stored::{Head, Value};
 
@@ -24,6 +28,8 @@ pub(super) struct Known {
     pub(super) bytes: u64,
     /// The number that the value spells. Of a stored value only if an operation of the entry counts.
     pub(super) number: Option<i64>,
+    /// The shard time at which it ends, milliseconds; 0: never.
+    pub(super) deadline_ms: u64,
 }
 
 /// The decimal number that a value spells.
@@ -81,6 +87,7 @@ fn key_bytes(physical: &Bytes) -> u64 {
 /// What a mutation is judged by, and where its changes go.
 pub(super) struct Scene<'a> {
     pub(super) head: &'a mut Head,
+    pub(super) deadlines: &'a mut Deadlines,
     /// Of every key that the entry names; absent means that the engine does not hold it.
     pub(super) known: &'a mut HashMap<Bytes, Option<Known>>,
     pub(super) batch: &'a mut Batch,
@@ -99,9 +106,11 @@ impl Scene<'_> {
     fn judge_one(&mut self, op: Op, physical: Bytes) -> Outcome {
         let found = self.found(&physical);
         match op {
-            Op::Put { crc, value, .. } => self.put(physical, crc, value),
-            Op::Cas { expect, crc, value, .. } if holds(expect, found) => {
-                self.put(physical, crc, value)
+            Op::Put { crc, value, ttl_ms, .. } => {
+                self.put(physical, crc, value, self.deadline_ms(ttl_ms))
+            }
+            Op::Cas { expect, crc, value, ttl_ms, .. } if holds(expect, found) => {
+                self.put(physical, crc, value, self.deadline_ms(ttl_ms))
             }
             Op::Delete { expect, .. } if holds(expect, found) => {
                 if found.is_some() {
@@ -112,9 +121,9 @@ impl Scene<'_> {
             }
             Op::Cas { .. } | Op::Delete { .. } => failed(found),
             Op::Incr { delta, min, max, .. } => {
-                let number = match found {
-                    None => 0,
-                    Some(Known { number: Some(number), .. }) => number,
+                let (number, deadline_ms) = match found {
+                    None => (0, 0),
+                    Some(Known { number: Some(number), deadline_ms, .. }) => (number, deadline_ms),
                     Some(_) => return Outcome::NotANumber { at: self.point() },
                 };
                 let is_inside = |sum: &i64| {
@@ -124,7 +133,7 @@ impl Scene<'_> {
                     return Outcome::OutOfBounds { number, at: self.point() };
                 };
                 let text = Bytes::from(sum.to_string());
-                self.put(physical, crc32fast::hash(&text), text);
+                self.put(physical, crc32fast::hash(&text), text, deadline_ms);
                 Outcome::Counted { number: sum, at: self.point() }
             }
             Op::Create { .. }
@@ -152,8 +161,9 @@ impl Scene<'_> {
         let mut changes = false;
         for (item, physical) in items.into_iter().zip(keys) {
             match item {
-                Item::Put { crc, value, .. } => {
-                    self.set(physical, crc, value, revision);
+                Item::Put { crc, value, ttl_ms, .. } => {
+                    let deadline_ms = self.deadline_ms(ttl_ms);
+                    self.set(physical, Value { revision, deadline_ms, crc, value });
                     changes = true;
                 }
                 Item::Delete { .. } if self.found(&physical).is_some() => {
@@ -170,8 +180,23 @@ impl Scene<'_> {
         self.done(revision)
     }
 
+    /// A key ends by time: deleted as by a delete that nobody sent.
+    pub(super) fn end(&mut self, due: Due) {
+        let Due { deadline_ms, physical, bytes } = due;
+        self.head.revision = self.next_revision();
+        // Its row says all that counts, so that nothing has to be read of it.
+        let known = Known { version: Revision(0), bytes, number: None, deadline_ms };
+        self.known.insert(physical.clone(), Some(known));
+        self.remove(physical);
+    }
+
     fn found(&self, physical: &Bytes) -> Option<Known> {
         self.known.get(physical).copied().flatten()
+    }
+
+    /// When that ends which is set now; 0: never.
+    fn deadline_ms(&self, ttl_ms: Option<NonZeroU64>) -> u64 {
+        ttl_ms.map_or(0, |ttl_ms| self.shard_time_ms.saturating_add(ttl_ms.get()))
     }
 
     fn next_revision(&self) -> Revision {
@@ -188,20 +213,23 @@ impl Scene<'_> {
     }
 
     /// A mutation that sets one key.
-    fn put(&mut self, physical: Bytes, crc: u32, value: Bytes) -> Outcome {
+    fn put(&mut self, physical: Bytes, crc: u32, value: Bytes, deadline_ms: u64) -> Outcome {
         let revision = self.next_revision();
         self.head.revision = revision;
-        self.set(physical, crc, value, revision);
+        self.set(physical, Value { revision, deadline_ms, crc, value });
         self.done(revision)
     }
 
-    fn set(&mut self, physical: Bytes, crc: u32, value: Bytes, revision: Revision) {
+    fn set(&mut self, physical: Bytes, stored: Value) {
         self.discount(&physical);
-        let bytes = value.len() as u64;
+        let Value { revision: version, deadline_ms, .. } = stored;
+        let bytes = stored.value.len() as u64;
         self.head.keys += 1;
         self.head.bytes += bytes + key_bytes(&physical);
-        let known = Known { version: revision, bytes, number: number_of(&value) };
-        let stored = Value { revision, deadline_ms: 0, crc, value };
+        if deadline_ms != 0 {
+            self.deadlines.set(&physical, deadline_ms, bytes, self.batch);
+        }
+        let known = Known { version, bytes, number: number_of(&stored.value), deadline_ms };
         self.batch.put(physical.clone(), stored.encode());
         self.known.insert(physical, Some(known));
     }
@@ -212,12 +240,15 @@ impl Scene<'_> {
         self.known.insert(physical, None);
     }
 
-    /// Takes a key out of the shard's counts.
+    /// Takes a key out of the shard's counts and deadlines.
     fn discount(&mut self, physical: &Bytes) {
         if let Some(known) = self.found(physical) {
             let bytes = known.bytes + key_bytes(physical);
             self.head.bytes = self.head.bytes.saturating_sub(bytes);
             self.head.keys = self.head.keys.saturating_sub(1);
+            if known.deadline_ms != 0 {
+                self.deadlines.clear(physical, known.deadline_ms, self.batch);
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use annulus_engine::{Engine, EngineError, key};
 use annulus_types::{GroupId, Revision, ShardId};
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::deadlines::Deadlines;
 use super::{Held, unreadable};
 use crate::stored::Head;
 use crate::writers::Writers;
@@ -89,7 +90,7 @@ pub(super) fn each_row(
     }
 }
 
-/// The records of a group's shards.
+/// The records of a group's shards, and the earliest deadline of each.
 pub(super) fn load(
     engine: &dyn Engine,
     group: GroupId,
@@ -99,7 +100,8 @@ pub(super) fn load(
         match place_of(&record) {
             Some(Place { shard, part: HEAD, rest: [], .. }) => {
                 let head = Head::decode(value).map_err(unreadable)?;
-                shards.insert(shard, Held { head, writers: Writers::default() });
+                let (writers, deadlines) = (Writers::default(), Deadlines::default());
+                shards.insert(shard, Held { head, writers, deadlines });
             }
             Some(Place { shard, part: WRITER, rest, .. }) => {
                 let (Some(held), Some(writer)) = (shards.get_mut(&shard), writer_of(rest)) else {
@@ -111,5 +113,8 @@ pub(super) fn load(
         }
         Ok(())
     })?;
+    for held in shards.values_mut() {
+        held.deadlines = Deadlines::load(engine, held.head.prefix)?;
+    }
     Ok(shards)
 }

@@ -5,6 +5,7 @@
 //! ```text
 //! record   name 0x02 | part u8 | rest     value as stored; a head has prefix 0
 //! data     name 0x01 | namespace u32 | micro-slice u16 | key     value as stored
+//! deadline name 0x01 | what follows the prefix in its row        value as stored
 //! ```
 //!
 //! Shards that come in get prefixes that were never used here, and their rows are written under them
@@ -24,6 +25,7 @@ use annulus_raft::{FileSpec, Import};
 use annulus_types::{GroupId, ShardId};
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::deadlines::Deadlines;
 use super::records::{self, HEAD, WRITER};
 use super::{Held, ShardMachine, shard_of, unreadable};
 use crate::stored::Head;
@@ -61,7 +63,9 @@ pub(super) fn export(
         return Ok((named(RECORD, part), value));
     }
     match key.get(PREFIX_BYTES..) {
-        Some(rest) if key::user_key(&key).is_some() => Ok((named(DATA, rest), value)),
+        Some(rest) if key::user_key(&key).is_some() || key::deadline_of(&key).is_some() => {
+            Ok((named(DATA, rest), value))
+        }
         _ => Err(unreadable("a row belongs to no shard")),
     }
 }
@@ -78,6 +82,8 @@ struct Arriving {
     prefix: Prefix,
     head: Option<Head>,
     writers: Writers,
+    /// Known when everything has arrived.
+    deadlines: Deadlines,
 }
 
 /// A group's shards on their way in.
@@ -101,7 +107,8 @@ impl Import for Incoming {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 let prefix = self.machine.shards.take_prefix()?;
-                new.insert(Arriving { prefix, head: None, writers: Writers::default() })
+                let (writers, deadlines) = (Writers::default(), Deadlines::default());
+                new.insert(Arriving { prefix, head: None, writers, deadlines })
             }
         };
         for (name, value) in rows {
@@ -132,7 +139,8 @@ impl Import for Incoming {
     fn switch(&mut self, batch: &mut Batch) -> Result<(), EngineError> {
         let ShardMachine { group, shards, .. } = &*self.machine;
         let mut rows = Vec::new();
-        for (shard, Arriving { head, writers, .. }) in &self.shards {
+        for (shard, Arriving { prefix, head, writers, deadlines }) in &mut self.shards {
+            *deadlines = Deadlines::load(shards.engine.as_ref(), *prefix)?;
             let head = head.ok_or_else(|| unreadable("a shard without its record"))?;
             rows.push((records::head_key(*group, *shard), head.encode()));
             let writer_key = |writer| records::writer_key(*group, *shard, writer);
@@ -152,8 +160,8 @@ impl Import for Incoming {
     fn switched(mut self: Box<Self>) {
         // None lacks its head, else there had been no switch.
         let arrived = std::mem::take(&mut self.shards).into_iter();
-        let held = arrived.filter_map(|(shard, Arriving { head, writers, .. })| {
-            Some((shard, Held { head: head?, writers }))
+        let held = arrived.filter_map(|(shard, Arriving { head, writers, deadlines, .. })| {
+            Some((shard, Held { head: head?, writers, deadlines }))
         });
         let held: BTreeMap<ShardId, Held> = held.collect();
         let group = self.machine.group;

@@ -1,8 +1,11 @@
 //! The machine against the memory engine: judgement of operations, revisions, counts, recovery,
-//! snapshots. `counting` has numbers and batches, `once` named mutations, `laws` many schedules of them,
-//! `reads` several keys at one point.
+//! snapshots. `counting` has numbers and batches, `deadlines` keys that end by time and `endings` many
+//! schedules of them, `once` named mutations and `laws` many schedules of them, `reads` several keys at one
+//! point.
 
 mod counting;
+mod deadlines;
+mod endings;
 mod laws;
 mod once;
 mod reads;
@@ -87,6 +90,7 @@ fn put(key: &str, value: &str) -> Op {
         key: Bytes::copy_from_slice(key.as_bytes()),
         crc: crc32fast::hash(&value),
         value,
+        ttl_ms: None,
     }
 }
 
@@ -96,8 +100,8 @@ fn delete(key: &str) -> Op {
 }
 
 fn cas(key: &str, expect: Expect, value: &str) -> Op {
-    let Op::Put { namespace, key, crc, value } = put(key, value) else { unreachable!() };
-    Op::Cas { namespace, key, expect, crc, value }
+    let Op::Put { namespace, key, crc, value, ttl_ms } = put(key, value) else { unreachable!() };
+    Op::Cas { namespace, key, expect, crc, value, ttl_ms }
 }
 
 fn version(outcome: &Outcome) -> u64 {

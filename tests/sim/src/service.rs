@@ -81,6 +81,7 @@ impl Process {
                 key: key.clone(),
                 crc: crc32fast::hash(body),
                 value: body.clone(),
+                ttl_ms: None,
             },
             Request::Cas { version, body } => Op::Cas {
                 namespace: NAMESPACE,
@@ -88,6 +89,7 @@ impl Process {
                 expect: Expect::Version(*version),
                 crc: crc32fast::hash(body),
                 value: body.clone(),
+                ttl_ms: None,
             },
             Request::Delete => {
                 Op::Delete { namespace: NAMESPACE, key: key.clone(), expect: Expect::Anything }

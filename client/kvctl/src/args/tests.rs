@@ -59,6 +59,12 @@ fn put_takes_one_condition_at_most() {
         panic!("not a put");
     };
     assert_eq!((put.value.as_str(), put.if_absent, put.if_version), ("-5", true, None));
+    assert_eq!(put.ttl, None);
+    let Action::Put(put) = parse("kvctl put k v --if-absent --ttl 30s").unwrap().action else {
+        panic!("not a put");
+    };
+    assert_eq!((put.if_absent, put.ttl), (true, Some(Duration::from_secs(30))));
+    assert_eq!(parse("kvctl put k v --ttl 0s").unwrap_err().exit_code(), 2);
     for bad in
         ["kvctl put k v --if-absent --if-version 7", "kvctl put k v --if-version 0", "kvctl put k"]
     {

@@ -4,12 +4,13 @@
 //! with its number; whether the keys belong together is the client library's to say.
 
 use std::path::Path;
+use std::time::Duration;
 
 use annulus_client::{Batch as Call, BatchWritten, Error, MayHaveApplied, Revision, Session};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::args::Batch;
+use crate::args::{Batch, parse_duration};
 use crate::commands::Context;
 use crate::commands::data::ReceiptView;
 use crate::commands::session::Kept;
@@ -24,7 +25,7 @@ const FILE_BYTES_MOST: u64 = 32 * 1024 * 1024;
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 enum Line {
-    Put { key: String, value: String },
+    Put { key: String, value: String, ttl: Option<String> },
     Delete { key: String },
     ExpectAbsent { key: String },
     ExpectPresent { key: String },
@@ -34,7 +35,7 @@ enum Line {
 /// What a line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
-    Put(Bytes, Bytes),
+    Put(Bytes, Bytes, Option<Duration>),
     Delete(Bytes),
     ExpectAbsent(Bytes),
     ExpectPresent(Bytes),
@@ -96,7 +97,11 @@ fn parse(file: &[u8], encoding: Encoding) -> Result<Vec<Step>, Error> {
 fn step(line: Line, encoding: Encoding) -> Result<Step, Error> {
     let key = |text: String| encoding.decode_key(&text);
     Ok(match line {
-        Line::Put { key: text, value } => Step::Put(key(text)?, encoding.decode("value", &value)?),
+        Line::Put { key: text, value, ttl } => {
+            let ttl = ttl.as_deref().map(parse_duration).transpose();
+            let ttl = ttl.map_err(|why| Error::bad_request("ttl", why))?;
+            Step::Put(key(text)?, encoding.decode("value", &value)?, ttl)
+        }
         Line::Delete { key: text } => Step::Delete(key(text)?),
         Line::ExpectAbsent { key: text } => Step::ExpectAbsent(key(text)?),
         Line::ExpectPresent { key: text } => Step::ExpectPresent(key(text)?),
@@ -108,7 +113,8 @@ fn step(line: Line, encoding: Encoding) -> Result<Step, Error> {
 
 fn call(session: &Session, steps: &[Step]) -> Call {
     steps.iter().cloned().fold(session.batch(), |batch, step| match step {
-        Step::Put(key, value) => batch.put(key, value),
+        Step::Put(key, value, None) => batch.put(key, value),
+        Step::Put(key, value, Some(ttl)) => batch.put_with_ttl(key, value, ttl),
         Step::Delete(key) => batch.delete(key),
         Step::ExpectAbsent(key) => batch.expect_absent(key),
         Step::ExpectPresent(key) => batch.expect_present(key),
@@ -119,7 +125,7 @@ fn call(session: &Session, steps: &[Step]) -> Call {
 /// The keys that are changed, in the order of the file: that of the versions in the answer.
 fn changed(steps: &[Step]) -> Vec<Bytes> {
     let keys = steps.iter().filter_map(|step| match step {
-        Step::Put(key, _) | Step::Delete(key) => Some(key.clone()),
+        Step::Put(key, ..) | Step::Delete(key) => Some(key.clone()),
         Step::ExpectAbsent(_) | Step::ExpectPresent(_) | Step::ExpectVersion(..) => None,
     });
     keys.collect()
@@ -169,6 +175,7 @@ mod tests {
 
         {"op": "put", "key": "{a}:1", "value": "one"}
         {"op": "delete", "key": "{a}:2"}
+        {"op": "put", "key": "{a}:3", "value": "three", "ttl": "30s"}
     "#;
 
     fn bytes(text: &'static str) -> Bytes {
@@ -184,16 +191,17 @@ mod tests {
                 Step::ExpectAbsent(bytes("{a}:1")),
                 Step::ExpectPresent(bytes("{a}:2")),
                 Step::ExpectVersion(bytes("{a}:2"), Revision(12)),
-                Step::Put(bytes("{a}:1"), bytes("one")),
+                Step::Put(bytes("{a}:1"), bytes("one"), None),
                 Step::Delete(bytes("{a}:2")),
+                Step::Put(bytes("{a}:3"), bytes("three"), Some(Duration::from_secs(30))),
             ]
         );
-        assert_eq!(changed(&steps), ["{a}:1", "{a}:2"]);
+        assert_eq!(changed(&steps), ["{a}:1", "{a}:2", "{a}:3"]);
         assert!(parse(b"", Encoding::Text).unwrap().is_empty());
 
         let hex = br#"{"op": "put", "key": "6b", "value": "00ff"}"#;
         let steps = parse(hex, Encoding::Hex).unwrap();
-        assert_eq!(steps, [Step::Put(bytes("k"), Bytes::from_static(b"\x00\xff"))]);
+        assert_eq!(steps, [Step::Put(bytes("k"), Bytes::from_static(b"\x00\xff"), None)]);
     }
 
     #[test]
@@ -202,6 +210,7 @@ mod tests {
             ("nonsense", "expected"),
             (r#"{"op": "fly", "key": "k"}"#, "fly"),
             (r#"{"op": "put", "key": "k"}"#, "value"),
+            (r#"{"op": "put", "key": "k", "value": "v", "ttl": "30"}"#, "ttl"),
             (r#"{"op": "delete", "key": "k", "value": "v"}"#, "value"),
             (r#"{"op": "delete", "key": ""}"#, "at least 1 byte"),
             (r#"{"op": "expect_version", "key": "k", "version": -1}"#, "-1"),

@@ -3,6 +3,8 @@
 //! An absent key is an answer, not an error: exit code 1, `found: false` in JSON, a message on
 //! standard error otherwise.
 
+use std::time::Duration;
+
 use annulus_client::Error;
 use annulus_types::{MayHaveApplied, Receipt, Revision};
 use bytes::Bytes;
@@ -55,11 +57,12 @@ impl From<&Receipt> for ReceiptView {
 }
 
 impl ReceiptView {
-    /// The receipt for people, below the key's version if there is one.
-    fn table(&self, version: Option<u64>) -> String {
+    /// The receipt for people, below the key's version and what it has left to live, if there are such.
+    fn table(&self, version: Option<u64>, expires_in_ms: Option<u64>) -> String {
         let bound = self.staleness_bound_us.map(|bound| format!("{bound} us"));
         let mut lines = Vec::new();
         lines.extend(version.map(|version| ("version", version.to_string())));
+        lines.extend(expires_in_ms.map(|left_ms| ("expires in", format!("{left_ms} ms"))));
         lines.extend([
             ("mode", self.mode.to_owned()),
             ("shard", format!("{} (epoch {})", self.shard, self.epoch)),
@@ -101,6 +104,9 @@ struct GetView {
     value_base64: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<u64>,
+    /// At the state that was read; left out when the key does not end by time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_in_ms: Option<u64>,
     receipt: ReceiptView,
 }
 
@@ -118,9 +124,17 @@ pub async fn put(context: &Context, args: &Put) -> Result<Answer, Error> {
     let budget = context.mutation_budget();
     let written = if args.if_absent || args.if_version.is_some() {
         let expected = args.if_version.map(Revision);
-        kept.session.cas(key.clone(), expected, value).deadline(budget).await?
+        let call = kept.session.cas(key.clone(), expected, value).deadline(budget);
+        match args.ttl {
+            Some(ttl) => call.ttl(ttl).await?,
+            None => call.await?,
+        }
     } else {
-        kept.session.put(key.clone(), value).deadline(budget).await?
+        let call = kept.session.put(key.clone(), value).deadline(budget);
+        match args.ttl {
+            Some(ttl) => call.ttl(ttl).await?,
+            None => call.await?,
+        }
     };
     kept.save(MayHaveApplied::Yes).await?;
     Ok(put_answer(context.format, &key, written.version, &written.receipt))
@@ -156,6 +170,7 @@ pub async fn get(context: &Context, args: &Get) -> Result<Answer, Error> {
         key: &key,
         value: found.value.as_ref(),
         version: found.version,
+        expires_in: found.expires_in,
         receipt: &found.receipt,
     };
     Ok(if args.raw {
@@ -171,12 +186,17 @@ struct Read<'a> {
     key: &'a Bytes,
     value: Option<&'a Bytes>,
     version: Revision,
+    expires_in: Option<Duration>,
     receipt: &'a Receipt,
 }
 
 impl Read<'_> {
     fn code(&self) -> u8 {
         if self.value.is_some() { exit::DONE } else { exit::NO }
+    }
+
+    fn expires_in_ms(&self) -> Option<u64> {
+        self.expires_in.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
     }
 }
 
@@ -201,7 +221,8 @@ fn delete_answer(format: Format, key: &Bytes, version: Revision, receipt: &Recei
 fn raw_answer(read: &Read<'_>, receipt: bool) -> Answer {
     let out = read.value.map(|value| value.to_vec()).unwrap_or_default();
     let version = read.value.map(|_| read.version.0);
-    let about = receipt.then(|| ReceiptView::from(read.receipt).table(version));
+    let table = || ReceiptView::from(read.receipt).table(version, read.expires_in_ms());
+    let about = receipt.then(table);
     Answer { out, err: about.unwrap_or_default(), code: read.code() }
 }
 
@@ -215,6 +236,7 @@ fn get_answer(format: Format, encoding: Encoding, read: &Read<'_>, receipt: bool
         value,
         value_base64,
         version: read.value.map(|_| read.version.0),
+        expires_in_ms: read.expires_in_ms(),
         receipt: read.receipt.into(),
     };
     let mut err = String::new();
@@ -231,7 +253,7 @@ fn get_answer(format: Format, encoding: Encoding, read: &Read<'_>, receipt: bool
             }
         };
         if receipt {
-            out.push_str(&view.receipt.table(view.version));
+            out.push_str(&view.receipt.table(view.version, view.expires_in_ms));
         }
         out
     });

@@ -266,6 +266,7 @@ impl Kv for Node {
             value_crc32: crc32fast::hash(&value) ^ damage,
             value,
             version,
+            deadline_ms: 0,
         }))
     }
 
@@ -347,6 +348,7 @@ impl Kv for Node {
                     version: Revision(version),
                     crc: crc32fast::hash(&value),
                     value,
+                    deadline_ms: 0,
                 },
                 None => Item::Absent { receipt },
             });

@@ -144,7 +144,7 @@ impl StateMachine {
         self.log.membership_installed(last.index, &state.membership);
         self.replica.set_whole(state.whole);
         self.state = state;
-        self.replica.entry_applied(entry_id(&last), self.state.group_time_ms);
+        self.tell_applied(entry_id(&last));
         tracing::info!(%group, index = last.index, "snapshot installed");
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! Nothing sweeps data without a record here, because there are no records: they are destroyed at once.
 //!
-//! An operation is `name=number`; its reply is the index of its entry. A snapshot has two files, of
+//! An operation is `name=number`; its reply is the index of its entry. The register [`ENDS`] ends by itself,
+//! at the group time that it holds. A snapshot has two files, of
 //! the names before `m` and of the others. Nobody reads registers while one is installed, so that they
 //! need no second prefix.
 
@@ -18,6 +19,9 @@ use crate::entry::Operation;
 use crate::machine::{Applying, FileSpec, Import, Machine};
 
 const PREFIX: Prefix = Prefix(1);
+
+/// The register that ends by itself.
+pub(super) const ENDS: &str = "ends";
 
 /// See the module.
 pub(super) struct Registers(pub(super) Arc<dyn Engine>);
@@ -52,6 +56,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+impl Registers {
+    fn ends_ms(&self) -> Result<Option<u64>, EngineError> {
+        let held = self.0.get(&[&row_of(ENDS.as_bytes())])?.into_iter().next().flatten();
+        Ok(held.map(|value| text(&value).parse().expect("a number")))
+    }
+}
+
 impl Machine for Registers {
     fn apply(
         &self,
@@ -59,6 +70,9 @@ impl Machine for Registers {
         operations: Vec<Operation>,
         batch: &mut Batch,
     ) -> Result<Vec<Bytes>, EngineError> {
+        if self.ends_ms()?.is_some_and(|ends_ms| ends_ms <= at.group_time_ms) {
+            batch.delete(row_of(ENDS.as_bytes()));
+        }
         let mut replies = Vec::with_capacity(operations.len());
         for Operation { body, .. } in operations {
             let equals = body.iter().position(|byte| *byte == b'=').expect("one of ours");
@@ -69,6 +83,11 @@ impl Machine for Registers {
     }
 
     fn batch_visible(&self) {}
+
+    fn next_end_ms(&self) -> Option<u64> {
+        // A process that ends asks for nothing.
+        self.ends_ms().unwrap_or_default()
+    }
 
     fn files(&self) -> Vec<FileSpec> {
         let (all, middle) = (key::data_range(PREFIX), row_of(b"m"));

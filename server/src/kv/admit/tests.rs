@@ -62,8 +62,13 @@ fn many_keys_have_their_limits_too() {
 
 #[test]
 fn a_named_mutation_becomes_a_named_operation() {
-    let request =
-        |header| v1::PutRequest { header, key: text("k"), value: text("v"), value_crc32: None };
+    let request = |header| v1::PutRequest {
+        header,
+        key: text("k"),
+        value: text("v"),
+        value_crc32: None,
+        ttl_ms: None,
+    };
     let plain = put(request(None)).unwrap();
     let op = Op::decode(plain.body.clone()).unwrap();
     assert!(matches!(&op, Op::Put { key, value, .. } if key == "k" && value == "v"), "{op:?}");
@@ -78,6 +83,33 @@ fn a_named_mutation_becomes_a_named_operation() {
     assert_eq!(field(put(request(named(9, 0, 0))).unwrap_err()).0, "op.seq");
     assert_eq!(field(put(request(named(9, 1_024, 0))).unwrap_err()).0, "op.seq");
     assert_eq!(field(put(request(named(9, 4, 5))).unwrap_err()).0, "op.lowest_unacked");
+}
+
+#[test]
+fn a_time_to_live_has_limits_that_its_refusal_names() {
+    let setting = |ttl_ms| {
+        put(v1::PutRequest { key: text("k"), value: text("v"), ttl_ms, ..Default::default() })
+    };
+    let swapping = |ttl_ms| {
+        cas(v1::CasRequest { key: text("k"), value: text("v"), ttl_ms, ..Default::default() })
+    };
+    let crc = crc32fast::hash(b"v");
+    let most = NonZeroU64::new(TTL_MS_MOST);
+    for (told, ttl_ms) in [(None, None), (Some(1), NonZeroU64::new(1)), (Some(TTL_MS_MOST), most)] {
+        let (namespace, key, value) = (Default::default(), text("k"), text("v"));
+        let op = Op::Put { namespace, key, crc, value, ttl_ms };
+        assert_eq!(Op::decode(setting(told).unwrap().body), Ok(op));
+        let (key, value, expect) = (text("k"), text("v"), Expect::Absent);
+        let op = Op::Cas { namespace, key, expect, crc, value, ttl_ms };
+        assert_eq!(Op::decode(swapping(told).unwrap().body), Ok(op));
+    }
+    for told in [0, TTL_MS_MOST + 1, u64::MAX] {
+        for refused in [setting(Some(told)), swapping(Some(told))] {
+            let (refused, message) = field(refused.unwrap_err());
+            assert_eq!(refused, "ttl_ms", "{told}");
+            assert!(message.contains("1 to 3155760000000 ms"), "{message}");
+        }
+    }
 }
 
 #[test]
@@ -128,6 +160,7 @@ fn good() -> v1::BatchRequest {
         guard_keys: vec![text("{t}c")],
         guard_kinds: vec![v1::GuardKind::Version.into()],
         guard_versions: vec![4],
+        ttls_ms: vec![5_000, 0],
     }
 }
 
@@ -139,7 +172,12 @@ fn a_batch_becomes_one_operation() {
         namespace: ready.header.namespace,
         guards: vec![Guard { key: text("{t}c"), expect: Expect::Version(Revision(4)) }],
         items: vec![
-            Item::Put { key: text("{t}a"), crc: crc32fast::hash(b"v"), value: text("v") },
+            Item::Put {
+                key: text("{t}a"),
+                crc: crc32fast::hash(b"v"),
+                value: text("v"),
+                ttl_ms: NonZeroU64::new(5_000),
+            },
             Item::Delete { key: text("{t}b") },
         ],
     };
@@ -147,6 +185,7 @@ fn a_batch_becomes_one_operation() {
 
     let mut unchecked = good();
     unchecked.value_crc32s.clear();
+    unchecked.ttls_ms.clear();
     unchecked.guard_kinds = vec![v1::GuardKind::Absent.into()];
     assert!(batch(unchecked).is_ok());
 }
@@ -174,6 +213,9 @@ fn a_batch_that_is_none_is_refused_by_field() {
     assert_eq!(bad(&|r| r.values[0] = Bytes::from(vec![0; VALUE_BYTES + 1])), "values");
     assert_eq!(bad(&|r| r.value_crc32s[0] ^= 1), "value_crc32s");
     assert_eq!(bad(&|r| r.value_crc32s.truncate(1)), "value_crc32s");
+    assert_eq!(bad(&|r| r.ttls_ms.truncate(1)), "ttls_ms");
+    assert_eq!(bad(&|r| r.ttls_ms[0] = TTL_MS_MOST + 1), "ttls_ms");
+    assert_eq!(bad(&|r| r.ttls_ms[1] = 1), "ttls_ms");
     assert_eq!(bad(&|r| r.guard_kinds.clear()), "guard_kinds");
     assert_eq!(bad(&|r| r.guard_kinds[0] = 0), "guard_kinds");
     assert_eq!(bad(&|r| r.guard_versions.clear()), "guard_versions");
@@ -198,6 +240,7 @@ fn a_batch_has_a_limit_in_bytes() {
     request.kinds = vec![v1::BatchKind::Put.into(); places];
     request.values = vec![Bytes::from(vec![0; VALUE_BYTES]); places];
     request.value_crc32s.clear();
+    request.ttls_ms.clear();
     let (refused, message) = field(batch(request).unwrap_err());
     assert_eq!(refused, "values");
     assert!(message.contains("8388608"), "{message}");

@@ -21,7 +21,7 @@ fn answer(shard: u64, values: Vec<Option<&'static str>>) -> Answer {
     };
     let value = |text: &'static str| Value {
         revision: Revision(7),
-        deadline_ms: 0,
+        deadline_ms: 6,
         crc: 5,
         value: Bytes::from_static(text.as_bytes()),
     };
@@ -30,7 +30,7 @@ fn answer(shard: u64, values: Vec<Option<&'static str>>) -> Answer {
 
 fn found(receipt: usize, text: &'static str) -> Item {
     let value = Bytes::from_static(text.as_bytes());
-    Item::Found { receipt, version: Revision(7), crc: 5, value }
+    Item::Found { receipt, version: Revision(7), crc: 5, value, deadline_ms: 6 }
 }
 
 #[test]

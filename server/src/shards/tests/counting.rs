@@ -15,12 +15,12 @@ pub(super) fn incr(name: &str, delta: i64) -> Op {
     within(name, delta, None, None)
 }
 
-fn set(name: &str, value: &str) -> Item {
-    let Op::Put { key, crc, value, .. } = put(name, value) else { unreachable!() };
-    Item::Put { key, crc, value }
+pub(super) fn set(name: &str, value: &str) -> Item {
+    let Op::Put { key, crc, value, ttl_ms, .. } = put(name, value) else { unreachable!() };
+    Item::Put { key, crc, value, ttl_ms }
 }
 
-fn unset(name: &str) -> Item {
+pub(super) fn unset(name: &str) -> Item {
     Item::Delete { key: key(name) }
 }
 

@@ -62,7 +62,13 @@ fn answer(
 ) -> Answer {
     let receipt = receipt(Mode::Linearizable, ServedBy::Lease);
     let (key, value) = (Bytes::from_static(key), value.map(Bytes::from_static));
-    let read = Read { key: &key, value: value.as_ref(), version: Revision(12), receipt: &receipt };
+    let read = Read {
+        key: &key,
+        value: value.as_ref(),
+        version: Revision(12),
+        expires_in: None,
+        receipt: &receipt,
+    };
     get_answer(format, encoding, &read, with_receipt)
 }
 
@@ -80,6 +86,27 @@ fn a_value_that_is_found_has_the_promised_shape() {
         })
     );
     assert_eq!((found.err.as_str(), found.code), ("", 0));
+}
+
+#[test]
+fn a_key_that_ends_says_when() {
+    let receipt = receipt(Mode::Any, ServedBy::Local);
+    let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"Ada"));
+    for (left_ms, line) in [(29_500, "expires in       29500 ms"), (0, "expires in       0 ms")] {
+        let read = Read {
+            key: &key,
+            value: Some(&value),
+            version: Revision(12),
+            expires_in: Some(Duration::from_millis(left_ms)),
+            receipt: &receipt,
+        };
+        let found = get_answer(Format::Json, Encoding::Text, &read, false);
+        assert_eq!(document(&found)["expires_in_ms"], json!(left_ms), "also when it is over");
+        assert_eq!(found.code, 0);
+        let found = get_answer(Format::Table, Encoding::Text, &read, true);
+        assert_eq!(text(&found).lines().nth(2), Some(line));
+        assert!(raw_answer(&read, true).err.contains(line));
+    }
 }
 
 #[test]
@@ -141,7 +168,13 @@ fn a_table_is_the_value_alone_until_the_receipt_is_asked_for() {
 fn raw_is_the_bytes_and_the_receipt_goes_elsewhere() {
     let receipt = receipt(Mode::Linearizable, ServedBy::Lease);
     let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"\xff\n\x00"));
-    let read = Read { key: &key, value: Some(&value), version: Revision(12), receipt: &receipt };
+    let read = Read {
+        key: &key,
+        value: Some(&value),
+        version: Revision(12),
+        expires_in: None,
+        receipt: &receipt,
+    };
     let plain = raw_answer(&read, false);
     assert_eq!((plain.out.as_slice(), plain.err.as_str(), plain.code), (&value[..], "", 0));
     let with_receipt = raw_answer(&read, true);

@@ -22,7 +22,7 @@ fn answer(value: Option<&'static str>, bound_us: Option<u64>) -> Result<Found, E
         table_version: TableVersion(1),
     };
     let value = value.map(|text| text.as_bytes().into());
-    Ok(Found { value, version: Revision(1), receipt, attempts: 1 })
+    Ok(Found { value, version: Revision(1), expires_in: None, receipt, attempts: 1 })
 }
 
 #[test]
