@@ -25,15 +25,34 @@
 //! member that leaves as the only voter: it lets the newcomer vote first, hands over, and then
 //! goes.
 //!
-//! # What waits
+//! # What waits, and for how long
 //!
-//! Every state that is not final has an exit. A newcomer that is gone ends the move as long as it
-//! has no vote. Without a leader nothing begins, and what is in CREATE or SEED, where no change of
-//! the membership was ever asked for, is given up after [`PATIENCE_MS`]; later states wait for the
-//! group, whose membership alone can tell how they end. A membership that stays joint, because the
-//! leader that changed it died halfway, is finished in every state: see `strays`. And no move holds
-//! up another group: one that waits for a leader takes no room at its nodes, and plans are made
-//! around it ([`schedule`](crate::schedule)).
+//! Every state has an exit that no other party has to give:
+//!
+//! | what is missing | the move |
+//! | --- | --- |
+//! | the newcomer's node | is undone after [`PATIENCE_MS`]; ends when who came votes already |
+//! | a leader, or a settled membership | is undone after [`PATIENCE_MS`]; ends if nobody comes |
+//! | the success of a command | is undone when it fails for [`PATIENCE_MS`]; RETIRE is done then |
+//! | progress of the learner | is undone after [`STALL_MS`]; a copy that goes on is waited for |
+//! | who takes leadership over | after [`PATIENCE_MS`], all voters tried: is undone, or ends |
+//! | a majority without who leaves | ends |
+//! | anything, in UNDO | ends after [`PATIENCE_MS`] |
+//!
+//! CREATE and SEED, where nothing was asked of the group, end at once instead of being undone when it
+//! is the leader that is missing.
+//!
+//! A move may end while something of it is left: a learner, a replica, a change that the group makes
+//! or drops when it has a leader again. That is safe, because what ends is only the manager's wish:
+//! the membership is what the group says, and `strays` clears up what it does not hold, on its word
+//! (H4), and finishes what is half done. What the rules then ask for is planned anew.
+//!
+//! How long is judged by what is stored (since when a move is in its state) and by what was seen in
+//! this term (see [`Sight`]); the latter begins anew with every leader of group 0.
+//!
+//! No move holds up another group: one whose group has no leader takes no room at its nodes, plans are
+//! made around it ([`schedule`](crate::schedule)), and homes of other groups lead. What is planned
+//! waits for its turn and for a leader of its group for ever, and takes nothing from anybody.
 //!
 //! # Invariants
 //!
@@ -45,7 +64,8 @@
 //!   it and is fenced by a higher generation: no addition that is still on its way can succeed
 //!   there.
 //! - A replica is retired or cancelled because its own group does not have it; that the manager
-//!   does not know it is no reason (H4).
+//!   does not know it is no reason (H4), and neither is impatience.
+//! - No live voter leaves for a newcomer that is not up.
 //!
 //! `reseat` and `leads` hold the states, `undo` the way back, `strays` what is left over from moves
 //! that ended while a node was away and from changes whose leader died.
@@ -67,14 +87,21 @@ use crate::state::{StateExt, is_up, order_members, seat_of, seats_on};
 
 /// Reseats that may be under way at a node, coming and going.
 pub const RESEATS_PER_NODE: usize = 2;
-/// A newcomer that is down for longer than this is given up, milliseconds of the group's time; so is
-/// a group without a leader by a move that asked nothing of it, and waiting moves by plans.
+/// What does not come about in this time is given up, milliseconds: a newcomer that is down, a leader
+/// of the group, a command that fails again and again; so are waiting moves by plans.
 pub const PATIENCE_MS: u64 = 60_000;
+/// A learner that takes nothing for so long is given up, milliseconds. Its node may be silent for
+/// [`PATIENCE_MS`] of it.
+pub const STALL_MS: u64 = 2 * PATIENCE_MS;
+/// What a node allows for one copy of a group's state, milliseconds. A learner that has taken no
+/// entry yet may be receiving one.
+const COPY_MS: u64 = 600_000;
 /// A replica that lacks at most so many entries is as good as caught up.
 const LAG_MOST: u64 = 256;
 /// After this a command without effect is sent again, milliseconds.
 const RETRY_MS: u64 = 1_000;
-/// How long a leader's word that its membership does not hold a replica is taken, milliseconds.
+/// How long the success of a command is taken for what still is so, milliseconds; among them a leader's
+/// word that its membership does not hold a replica.
 const CONFIRMED_MS: u64 = 3_000;
 
 /// What is to be done.
@@ -138,6 +165,8 @@ enum Newcomer {
 enum Asked<'a> {
     Done(&'a v1::CommandReply),
     Failed,
+    /// It has failed for [`PATIENCE_MS`]; only of [`Round::attempt`].
+    InVain,
     Waiting,
 }
 
@@ -288,10 +317,21 @@ impl<'a> Round<'a> {
         reseated(step).filter(|node| self.state.node(*node).is_some_and(is_up)).collect()
     }
 
-    /// Whether nobody has led the group for so long that moves need not wait any more.
-    fn is_leaderless(&self, group: u64) -> bool {
-        let silent_ms = self.sight.leaderless_ms(group, self.now.mono_ms);
-        self.leader(group).is_none() && silent_ms >= PATIENCE_MS
+    /// Whether the group has had no leader, or none with a settled membership, for so long that moves
+    /// need not wait any more.
+    fn is_unsettled(&self, group: u64) -> bool {
+        self.sight.unsettled_ms(group, self.now.mono_ms) >= PATIENCE_MS
+    }
+
+    /// How long a move is in its state.
+    fn in_state_ms(&self, step: &v1::Move) -> u64 {
+        self.now.group_ms.saturating_sub(self.state.entered_ms(step))
+    }
+
+    /// Whether a learner takes nothing any more.
+    fn has_stalled(&self, group: u64, seat: v1::SeatReport) -> bool {
+        let most_ms = if seat.matched == 0 { COPY_MS } else { STALL_MS };
+        self.sight.stalled_ms(group, seat.replica, self.now.mono_ms) >= most_ms
     }
 
     fn leader(&self, group: u64) -> Option<&'a Seen> {
@@ -302,17 +342,30 @@ impl<'a> Round<'a> {
         self.groups.get(&id).copied()
     }
 
-    /// The leader of a group whose membership is settled; says what is waited for if there is none.
+    /// The leader of a group whose membership is settled. If there is none, says what is waited for,
+    /// or gives the move up.
     fn settled(&mut self, step: &v1::Move) -> Option<&'a Seen> {
-        let Some(leader) = self.leader(step.group) else {
-            self.wait(step, "a leader of the group");
-            return None;
-        };
-        if leader.report.joint || !leader.report.membership_committed {
-            self.wait(step, "the membership to settle");
-            return None;
+        let leader = self.leader(step.group);
+        let is_settled = |seen: &&Seen| !seen.report.joint && seen.report.membership_committed;
+        let settled = leader.filter(is_settled);
+        if settled.is_some() {
+            return settled;
         }
-        Some(leader)
+        if self.is_unsettled(step.group) {
+            self.give_up(step, "its group has no leader, or does not settle its membership");
+        } else if leader.is_none() {
+            self.wait(step, "a leader of the group");
+        } else {
+            self.wait(step, "the membership to settle");
+        }
+        None
+    }
+
+    /// Ends a move whose newcomer, if one comes, has no vote: by the way back if one comes.
+    fn give_up(&mut self, step: &v1::Move, why: &str) {
+        let comes = step.kind() == MoveKind::Reseat && step.to.is_some();
+        let next = if comes { MoveState::Undo } else { MoveState::Cancelled };
+        self.advance(step, next, why);
     }
 
     fn propose(&mut self, change: Change) {
@@ -354,18 +407,32 @@ impl<'a> Round<'a> {
     /// What became of a command. It is sent if it never was, and again when its answer is old.
     fn ask(&mut self, tell: Option<Tell>, retry_ms: u64) -> Asked<'a> {
         let Some(tell) = tell else { return Asked::Waiting };
-        let due = |at_ms: u64| self.now.mono_ms.saturating_sub(at_ms) >= retry_ms;
+        let is_older = |at_ms: u64, ms: u64| self.now.mono_ms.saturating_sub(at_ms) >= ms;
+        let due = |at_ms: u64| is_older(at_ms, retry_ms);
+        // Longer than a round of a busy manager takes, or no round would ever see a success.
+        let is_old = |at_ms: u64| is_older(at_ms, retry_ms.max(CONFIRMED_MS));
         let (again, asked) = match self.sight.standing(&tell.errand()) {
             Standing::New => (true, Asked::Waiting),
             Standing::Busy => (false, Asked::Waiting),
-            Standing::Done(at_ms, _) if due(at_ms) => (true, Asked::Waiting),
+            Standing::Done(at_ms, _) if is_old(at_ms) => (true, Asked::Waiting),
             Standing::Done(_, reply) => (false, Asked::Done(reply)),
-            Standing::Failed(at_ms, _) => (due(at_ms), Asked::Failed),
+            Standing::Failed { at_ms, .. } => (due(at_ms), Asked::Failed),
         };
         if again {
             self.actions.push(Action::Tell(tell));
         }
         asked
+    }
+
+    /// The same for a command that the move does not wait for for ever.
+    fn attempt(&mut self, tell: Option<Tell>) -> Asked<'a> {
+        let standing = tell.as_ref().map(|tell| self.sight.standing(&tell.errand()));
+        if let Some(Standing::Failed { since_ms, .. }) = standing
+            && self.now.mono_ms.saturating_sub(since_ms) >= PATIENCE_MS
+        {
+            return Asked::InVain;
+        }
+        self.ask(tell, RETRY_MS)
     }
 }
 

@@ -111,11 +111,7 @@ impl Manager {
 
     async fn planned(&self) -> Result<(Arc<v1::ManagerState>, v1::RebalancePlan), Error> {
         let (term, state) = self.read().await?;
-        let unfinished = state.unfinished().count();
-        if unfinished > 0 {
-            let reason = format!("{unfinished} moves have not ended; plan when they have");
-            return Err(Error::refused(ErrorKind::NotReady { reason }));
-        }
+        check_plannable(&state)?;
         let (damaged, now_ms) = {
             let (desk, now) = self.desk(term)?;
             (desk.sight.damaged(&state), now.group_ms)
@@ -124,10 +120,11 @@ impl Manager {
         Ok((state, planned))
     }
 
-    /// What a rebalance would do now.
+    /// What a rebalance would do now. Groups that have a move which has not ended are left out, and
+    /// it says how many.
     ///
     /// # Errors
-    /// See [`Manager::overview`]; `NotReady` while moves are not finished.
+    /// See [`Manager::overview`]; `NotReady` while every group has a move.
     pub async fn plan(&self) -> Result<v1::RebalancePlan, Error> {
         Ok(self.planned().await?.1)
     }
@@ -135,7 +132,8 @@ impl Manager {
     /// Starts the plan of this name.
     ///
     /// # Errors
-    /// See [`Manager::change_node`]; `BadRequest` when another plan would be shown now.
+    /// See [`Manager::change_node`]; `BadRequest` when another plan would be shown now, `NotReady`
+    /// while every group has a move.
     pub async fn apply_plan(&self, plan: u64, dry_run: bool) -> Result<v1::ChangeReply, Error> {
         let (state, planned) = self.planned().await?;
         if planned.plan != plan {
@@ -167,7 +165,8 @@ impl Manager {
         Ok(state.unfinished().cloned().collect())
     }
 
-    /// Undoes a move that has not begun to change the membership.
+    /// Undoes a move that has not begun to change the membership. Of one that has it says so: it
+    /// completes, or ends by itself.
     ///
     /// # Errors
     /// See [`Manager::change_node`].
@@ -216,6 +215,16 @@ impl Manager {
     }
 }
 
+/// Refuses a plan that could say nothing.
+fn check_plannable(state: &v1::ManagerState) -> Result<(), Error> {
+    let moving: BTreeSet<u64> = state.unfinished().map(|step| step.group).collect();
+    if moving.is_empty() || state.groups.iter().any(|group| !moving.contains(&group.id)) {
+        return Ok(());
+    }
+    let reason = "every group has a move that has not ended; plan when some have".to_owned();
+    Err(Error::refused(ErrorKind::NotReady { reason }))
+}
+
 /// See [`Manager::explain`].
 fn explain(state: &v1::ManagerState, about: Option<About>) -> Result<v1::ExplainReply, Error> {
     let about = match about {
@@ -256,6 +265,21 @@ mod tests {
     use super::*;
     use crate::state::from_plan;
     use crate::testing::plan_of;
+
+    #[test]
+    fn a_plan_is_refused_only_while_every_group_has_a_move() {
+        let mut state = from_plan(&plan_of(3)).unwrap();
+        assert!(check_plannable(&state).is_ok());
+        let step = |group: &v1::GroupRecord| v1::Move { group: group.id, ..Default::default() };
+        let moves: Vec<v1::Move> = state.groups.iter().map(step).collect();
+        state.moves = moves[1..].to_vec();
+        assert!(check_plannable(&state).is_ok());
+        state.moves = moves;
+        let refused = check_plannable(&state).unwrap_err();
+        assert!(matches!(refused.kind, ErrorKind::NotReady { .. }));
+        state.moves[0].set_state(v1::MoveState::Cancelled);
+        assert!(check_plannable(&state).is_ok());
+    }
 
     #[test]
     fn decisions_are_found_by_what_they_are_about() {

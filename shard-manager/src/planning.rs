@@ -5,6 +5,10 @@
 //! weights and zones count: plans that start by themselves go by those that an operator has
 //! applied, the plan that an operator is shown by those that he has set.
 //!
+//! A group that has a move which has not ended is left out: what that move leads to is not known yet.
+//! The planner gets every group as it is, and the steps of these are taken away. That keeps what it
+//! promises for the others, since the steps of one group lean on no other's.
+//!
 //! A plan is named by a hash of what it was made from and what it holds: the same name means that
 //! the same would be planned now.
 
@@ -41,7 +45,8 @@ pub fn is_dead(state: &v1::ManagerState, node: &v1::NodeRecord, now_ms: u64) -> 
     }
 }
 
-/// What the rules ask for now. `damaged`: replicas that said they are, beside those that are lost.
+/// What the rules ask for now, of groups without a move. `damaged`: replicas that said they are,
+/// beside those that are lost.
 #[must_use]
 pub fn plan(
     state: &v1::ManagerState,
@@ -52,7 +57,16 @@ pub fn plan(
     let nodes = nodes_of(state, now_ms, figures);
     let groups = groups_of(state, damaged);
     let rules = Rules { replication: state.replication, lanes: state.lanes };
-    let planned = plan_steps(&nodes, &groups, &rules);
+    let mut planned = plan_steps(&nodes, &groups, &rules);
+    let moving: BTreeSet<u64> = state.unfinished().map(|step| step.group).collect();
+    planned.steps.retain(|step| !moving.contains(&step.kind.group().0));
+    let left_out = state.groups.iter().filter(|group| moving.contains(&group.id)).count();
+    if left_out > 0 {
+        let all = groups.len();
+        planned.unmet.push(format!(
+            "left out: {left_out} of {all} groups, which have a move that has not ended"
+        ));
+    }
     let steps: Vec<v1::Move> =
         planned.steps.iter().map(|step| move_of(state, damaged, step)).collect();
     let (mut before, mut after) = (Vec::new(), Vec::new());
@@ -230,6 +244,27 @@ mod tests {
         let seats = |loads: &[v1::NodeLoad]| loads.iter().map(|load| load.seats).sum::<u32>();
         assert_eq!((seats(&shown.before), seats(&shown.after)), (36, 36));
         assert_eq!(shown.after.iter().map(|load| load.seats).max(), Some(9));
+    }
+
+    #[test]
+    fn groups_that_have_a_move_are_left_out_and_the_others_are_planned_as_before() {
+        let mut state = heavier(100);
+        let all = shown(&state);
+        assert!(all.unmet.is_empty() && all.steps.len() > 1);
+        let first = all.steps[0].clone();
+        state.moves.push(v1::Move { id: 99, ..first.clone() });
+        let rest = shown(&state);
+        let others = all.steps.iter().filter(|step| step.group != first.group).cloned();
+        assert_eq!(rest.steps, others.collect::<Vec<_>>());
+        assert_ne!(rest.plan, all.plan);
+        assert!(rest.unmet[0].starts_with("left out: 1 of 12 groups"), "{:?}", rest.unmet);
+        // Seats are counted without what is left out.
+        let seats = |loads: &[v1::NodeLoad], node: u32| {
+            loads.iter().find(|load| load.node == node).map_or(0, |load| load.seats)
+        };
+        assert!(seats(&rest.after, 4) <= seats(&all.after, 4));
+        state.moves[0].set_state(v1::MoveState::Done);
+        assert_eq!(shown(&state).steps, all.steps);
     }
 
     #[test]

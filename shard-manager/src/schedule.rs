@@ -2,13 +2,13 @@
 //!
 //! A plan is made when something that plans depend on has changed: the nodes and what is thought of
 //! them, damaged replicas, settings, the table. It is made when no move is under way, or when all
-//! that are not over have waited for longer than [`PATIENCE_MS`]: no move blocks plans for other
-//! groups. The planner then gets every group as it is, and the steps of groups that have a move are
-//! left out. That keeps what it promises, since the steps of one group lean on no other's, and it
-//! comes to an end: the group that was left out is planned for when its move is over, because its
-//! members or its moves have changed then. When the *nodes* change while moves of a plan still wait for their turn, these are
-//! given up: a repair must not wait behind an hour of rebalancing, and what was planned for other
-//! nodes may make no sense. Moves that have begun complete.
+//! that are not over have waited for longer than [`PATIENCE_MS`], or will change no members any more:
+//! no move blocks plans for other groups. The steps of groups that have a move are left out then (see
+//! [`planning`](crate::planning)), and what was left out comes to its turn: such a group is planned
+//! for when its move is over, because its members or its moves have changed then. When the *nodes*
+//! change while moves of a plan still wait for their turn, these are given up: a repair must not wait
+//! behind an hour of rebalancing, and what was planned for other nodes may make no sense. Moves that
+//! have begun complete.
 //!
 //! Join, drain and repair start by themselves. Changes of weights and zones do not: such plans go
 //! by the weights and zones that an operator applied ([`Figures::Applied`]). With
@@ -142,12 +142,12 @@ impl Schedule {
         for unmet in &planned.unmet {
             tracing::info!(%unmet, "a plan cannot reach everything");
         }
+        let voters = voters::next_step(state, damaged, now_ms);
+        let is_free = |group: u64| state.unfinished().all(|step| step.group != group);
         let mut steps: Vec<v1::Move> =
-            voters::next_step(state, damaged, now_ms).into_iter().collect();
+            voters.into_iter().filter(|step| is_free(step.group)).collect();
         steps.extend(planned.steps);
-        let taken: BTreeSet<u64> = state.unfinished().map(|step| step.group).collect();
-        steps.retain(|step| !taken.contains(&step.group));
-        if !taken.is_empty() {
+        if state.unfinished().next().is_some() {
             // What was left out is planned when nothing is in the way.
             self.left_out = true;
         }
@@ -180,17 +180,16 @@ impl Schedule {
     }
 }
 
-/// Whether a move is in the way of plans no longer: it has been waiting since it came to its state,
-/// for its turn or for something that it tells, and that is long ago.
+/// Whether a move is in the way of plans no longer: what is left of it changes no members that a plan
+/// goes by, or it has been waiting since it came to its state, for its turn or for something that it
+/// tells, and that is long ago.
 fn has_waited(state: &v1::ManagerState, step: &v1::Move, now_ms: u64) -> bool {
-    let is_planned = step.state() == MoveState::Planned;
-    if !is_planned && step.waiting.is_empty() {
-        return false;
-    }
-    let mut told = state.history.iter().rev();
-    let entered = told.find(|decision| decision.move_id == step.id);
-    let since_ms = entered.filter(|_| !is_planned).map_or(step.planned_ms, |told| told.at_ms);
-    now_ms.saturating_sub(since_ms) >= PATIENCE_MS
+    let waits = match step.state() {
+        MoveState::Undo | MoveState::Retire => return true,
+        MoveState::Planned => true,
+        _ => !step.waiting.is_empty(),
+    };
+    waits && now_ms.saturating_sub(state.entered_ms(step)) >= PATIENCE_MS
 }
 
 /// Moves of plans that have not begun.

@@ -10,12 +10,14 @@
 //! - A report that is older than [`FRESH_MS`] says nothing, neither does one of a membership older
 //!   than the stored one (H6).
 //! - Errands are kept for a minute after their answer, reports until the node's next heartbeat.
+//! - For how long something has been tried in vain is counted here, so it begins anew with every
+//!   term: nothing is given up for what an earlier leader of group 0 saw.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use annulus_proto::v1;
 use annulus_proto::v1::command_request::Command;
-use annulus_types::Error;
+use annulus_types::{Error, ErrorKind};
 
 use crate::state::{StateExt, id_of, is_up};
 
@@ -27,6 +29,8 @@ pub const FORMER_MS: u64 = 10_000;
 pub const FRESH_MS: u64 = 2_000;
 /// How long the answer to an errand is kept.
 const ERRAND_MS: u64 = 60_000;
+/// So a node begins its refusal of a command that it carries out already.
+const UNDER_WAY: &str = "in progress";
 
 /// A replica as it was last reported.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,7 +124,7 @@ impl Tell {
             }
             Command::Verify(verify) => (Act::Verify, replica(verify.seat), 0),
             Command::Transfer(transfer) => (Act::Transfer, u64::from(transfer.to), 0),
-            Command::Retire(retire) => (Act::Retire, retire.replica, 0),
+            Command::Retire(retire) => (Act::Retire, retire.replica, retire.membership_index),
             Command::Cancel(cancel) => (Act::Cancel, cancel.replica, 0),
         };
         let Self { node, group, generation, .. } = *self;
@@ -137,15 +141,33 @@ pub enum Standing<'a> {
     Busy,
     /// It is done, since then.
     Done(u64, &'a v1::CommandReply),
-    /// It was refused or got lost, then.
-    Failed(u64, &'a Error),
+    /// It was refused or got lost: the first time in a row, and the last time.
+    Failed {
+        /// Since when it fails, attempts that are under way again included.
+        since_ms: u64,
+        /// When it failed last.
+        at_ms: u64,
+        /// Why it did.
+        error: &'a Error,
+    },
 }
 
 #[derive(Clone, Debug)]
 struct Run {
-    sent_ms: u64,
+    /// When it failed first, if it did ever since.
+    failing_since_ms: Option<u64>,
     /// When, and what.
     answer: Option<(u64, Result<v1::CommandReply, Error>)>,
+}
+
+/// How far a learner has come.
+#[derive(Clone, Copy, Debug)]
+struct Gain {
+    /// Of the leader that tells it.
+    term: u64,
+    matched: u64,
+    /// When it came there.
+    at_ms: u64,
 }
 
 /// See the module.
@@ -153,8 +175,12 @@ struct Run {
 pub struct Sight {
     since_ms: u64,
     nodes: BTreeMap<u32, Heard>,
-    /// When somebody last said that it leads, by group.
-    led: BTreeMap<u64, u64>,
+    /// When somebody last said that it leads a settled membership, by group.
+    settled: BTreeMap<u64, u64>,
+    /// By group and replica; learners only.
+    gains: BTreeMap<(u64, u64), Gain>,
+    /// When leadership was last to be handed over, by group.
+    handed: BTreeMap<u64, u64>,
     errands: BTreeMap<Errand, Run>,
 }
 
@@ -176,15 +202,14 @@ impl Sight {
         let open = request.groups.iter().map(|report| (report, false));
         for (report, absent) in open.chain(request.absent.iter().map(|report| (report, true))) {
             let before = heard.replicas.get(&report.replica);
-            let seen = see(before, report, (node, absent), now_ms);
-            if leads(&seen) {
-                self.led.insert(report.group, now_ms);
-            }
-            replicas.insert(report.replica, seen);
+            replicas.insert(report.replica, see(before, report, (node, absent), now_ms));
         }
-        heard.replicas = replicas;
         heard.at_ms = now_ms;
         heard.table_version = request.table_version;
+        for seen in replicas.values().filter(|seen| leads(seen)) {
+            note_group(&mut self.settled, &mut self.gains, &seen.report, now_ms);
+        }
+        heard.replicas = replicas;
     }
 
     /// How long the admitted life of a node has said nothing, in this term.
@@ -195,10 +220,19 @@ impl Sight {
         now_ms.saturating_sub(heard.map_or(self.since_ms, |heard| heard.at_ms))
     }
 
-    /// How long nobody has said that it leads the group and can prove it, in this term.
+    /// How long nobody has said that it leads the group, can prove it, and that no change of the
+    /// membership is half done, in this term.
     #[must_use]
-    pub fn leaderless_ms(&self, group: u64, now_ms: u64) -> u64 {
-        now_ms.saturating_sub(self.led.get(&group).copied().unwrap_or(self.since_ms))
+    pub fn unsettled_ms(&self, group: u64, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.settled.get(&group).copied().unwrap_or(self.since_ms))
+    }
+
+    /// How long the group's leader has not seen this learner hold more than before; 0 for one that
+    /// no leader told of.
+    #[must_use]
+    pub fn stalled_ms(&self, group: u64, replica: u64, now_ms: u64) -> u64 {
+        let gain = self.gains.get(&(group, replica));
+        gain.map_or(0, |gain| now_ms.saturating_sub(gain.at_ms))
     }
 
     /// How long a node was not heard; `None` when it was not heard at all.
@@ -280,7 +314,11 @@ impl Sight {
             let answered = run.answer.as_ref().map(|(at_ms, _)| *at_ms);
             answered.is_none_or(|at_ms| now_ms.saturating_sub(at_ms) < ERRAND_MS)
         });
-        self.errands.insert(errand, Run { sent_ms: now_ms, answer: None });
+        if errand.act == Act::Transfer {
+            self.handed.insert(errand.group, now_ms);
+        }
+        let run = self.errands.entry(errand);
+        run.or_insert(Run { failing_since_ms: None, answer: None }).answer = None;
     }
 
     /// It is answered, or lost. The report in the answer is news about the replica.
@@ -295,20 +333,30 @@ impl Sight {
         {
             let before = heard.replicas.get(&report.replica);
             let seen = see(before, report, (errand.node, false), now_ms);
+            if leads(&seen) {
+                note_group(&mut self.settled, &mut self.gains, &seen.report, now_ms);
+            }
             heard.replicas.insert(report.replica, seen);
         }
-        let run = self.errands.entry(errand).or_insert(Run { sent_ms: now_ms, answer: None });
+        let run = Run { failing_since_ms: None, answer: None };
+        let run = self.errands.entry(errand).or_insert(run);
+        let fails = result.as_ref().is_err_and(|error| !goes_on(errand.act, error));
+        let since_ms = run.failing_since_ms.unwrap_or(now_ms);
+        run.failing_since_ms = fails.then_some(since_ms);
         run.answer = Some((now_ms, result));
     }
 
     /// What became of an errand.
     #[must_use]
     pub fn standing(&self, errand: &Errand) -> Standing<'_> {
-        match self.errands.get(errand).map(|run| &run.answer) {
-            None => Standing::New,
-            Some(None) => Standing::Busy,
-            Some(Some((at_ms, Ok(reply)))) => Standing::Done(*at_ms, reply),
-            Some(Some((at_ms, Err(error)))) => Standing::Failed(*at_ms, error),
+        let Some(run) = self.errands.get(errand) else { return Standing::New };
+        match &run.answer {
+            None => Standing::Busy,
+            Some((at_ms, Ok(reply))) => Standing::Done(*at_ms, reply),
+            Some((at_ms, Err(error))) => {
+                let since_ms = run.failing_since_ms.unwrap_or(*at_ms);
+                Standing::Failed { since_ms, at_ms: *at_ms, error }
+            }
         }
     }
 
@@ -318,13 +366,42 @@ impl Sight {
         self.errands.values().filter(|run| run.answer.is_none()).count()
     }
 
-    /// When leadership of this group, or of any, was last to be handed over.
+    /// When leadership of this group was last to be handed over.
     #[must_use]
-    pub fn last_transfer_ms(&self, group: Option<u64>) -> Option<u64> {
-        let transfers = self.errands.iter().filter(|(errand, _)| {
-            errand.act == Act::Transfer && group.is_none_or(|group| errand.group == group)
-        });
-        transfers.map(|(_, run)| run.sent_ms).max()
+    pub fn last_transfer_ms(&self, group: u64) -> Option<u64> {
+        self.handed.get(&group).copied()
+    }
+}
+
+/// Whether this answer says that the node is at it already. Only of what may take minutes, and for
+/// which a node sets a limit itself; a later leader of group 0 meets it.
+fn goes_on(act: Act, error: &Error) -> bool {
+    let takes_long = matches!(act, Act::Seed | Act::Verify);
+    let ErrorKind::NotReady { reason } = &error.kind else { return false };
+    takes_long && reason.starts_with(UNDER_WAY)
+}
+
+/// Notes what a leader says of its group.
+fn note_group(
+    settled: &mut BTreeMap<u64, u64>,
+    gains: &mut BTreeMap<(u64, u64), Gain>,
+    report: &v1::GroupReport,
+    now_ms: u64,
+) {
+    let (group, term) = (report.group, report.term);
+    if report.membership_committed && !report.joint {
+        settled.insert(group, now_ms);
+    }
+    let is_learner =
+        |replica: u64| report.seats.iter().any(|seat| !seat.voter && seat.replica == replica);
+    gains.retain(|(of, replica), _| *of != group || is_learner(*replica));
+    for seat in report.seats.iter().filter(|seat| !seat.voter) {
+        let now = Gain { term, matched: seat.matched, at_ms: now_ms };
+        let known = gains.entry((group, seat.replica)).or_insert(now);
+        // Another leader has to find out first how far it is.
+        if known.term != term || seat.matched > known.matched {
+            *known = now;
+        }
     }
 }
 

@@ -46,6 +46,9 @@ pub trait StateExt {
     fn unfinished(&self) -> impl Iterator<Item = &v1::Move>;
     /// Moves that have begun and not ended, by id.
     fn running(&self) -> impl Iterator<Item = &v1::Move>;
+    /// When a move came to its state, the group's time, as far as the history goes back; else when
+    /// it was planned.
+    fn entered_ms(&self, step: &v1::Move) -> u64;
     /// Whether the replica died with a former life of its node's folder.
     fn is_lost(&self, replica: u64) -> bool;
     /// Whether the manager allocated the id and remembers having done so (H5).
@@ -94,6 +97,11 @@ impl StateExt for v1::ManagerState {
 
     fn running(&self) -> impl Iterator<Item = &v1::Move> {
         self.unfinished().filter(|step| step.state() != v1::MoveState::Planned)
+    }
+
+    fn entered_ms(&self, step: &v1::Move) -> u64 {
+        let told = self.history.iter().rev().find(|decision| decision.move_id == step.id);
+        told.map_or(step.planned_ms, |told| told.at_ms)
     }
 
     fn is_lost(&self, replica: u64) -> bool {

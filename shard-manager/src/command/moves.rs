@@ -5,6 +5,7 @@
 //!            PLANNED -> LEAD -> SWAP -> RETIRE -> DONE                  nobody comes
 //!            CREATE ... SWAP -> UNDO -> CANCELLED                       the newcomer has no vote
 //!            CREATE, SEED -> CANCELLED                                  nobody leads the group
+//!            SWAP -> CANCELLED                                          the group does not do it
 //!            UNDO -> SWAP                                               it votes after all
 //! transfer   PLANNED -> LEAD -> DONE
 //! rehome     PLANNED -> LEAD -> DONE
@@ -12,14 +13,15 @@
 //!
 //! Every state says what may have been begun, never what was reached: a move is in SWAP before the
 //! first command that changes the membership leaves, so whoever leads next knows what may be under
-//! way. The way back from SWAP is the executor's alone, for a newcomer that died before it voted;
-//! operators cannot ask for it. Neither can they for the short way out of CREATE and SEED, which
+//! way. The ways out of SWAP are the executor's alone: back for a newcomer that has no vote and
+//! does not get one, and out where nobody comes, or who came votes and the other does not leave.
+//! Operators cannot ask for them. Neither can they for the short way out of CREATE and SEED, which
 //! leaves the new replica to be cleared up when its group has a leader again.
 //!
 //! Every state that is not final has an exit, and no move holds up moves or plans of other groups.
 //!
-//! A move raises its group's generation when it begins and when it begins to be undone (H6): what
-//! was sent before and is still on its way is refused.
+//! A move raises its group's generation when it begins, when it begins to be undone, and when it ends
+//! in SWAP (H6): what was sent before and is still on its way is refused.
 
 use annulus_proto::v1;
 use annulus_proto::v1::{MoveKind, MoveState};
@@ -141,6 +143,7 @@ fn may_go(step: &v1::Move, next: MoveState) -> bool {
         (Create | Seed | CatchUp | Verify | Lead | Swap, Undo) => comes,
         // No change of the membership was asked for yet.
         (Create | Seed, Cancelled) => comes,
+        (Swap, Cancelled) => reseat,
         (Planned, Lead) | (Lead, Cancelled) => !comes,
         (Lead, Swap) | (Swap, Retire) | (Retire, Done) => reseat,
         (Lead, Done) => !reseat,
@@ -177,9 +180,10 @@ fn enter(change: &mut Change, at: usize, next: MoveState, why: &str) -> Result<(
         step.to.map_or(0, |to| to.replica)
     };
     let begins = step.state() == MoveState::Planned && !is_ended(next);
+    let stops = step.state() == MoveState::Swap && next == MoveState::Cancelled;
     let now_ms = change.now_ms.max(1);
     if let Some(group) = change.group_mut(step.group) {
-        if begins || next == MoveState::Undo {
+        if begins || stops || next == MoveState::Undo {
             group.generation += 1;
         }
         if next == MoveState::Done && step.kind() == MoveKind::Rehome {
@@ -215,11 +219,28 @@ pub(super) fn cancel(change: &mut Change, id: u64) -> Result<(), Refusal> {
         Done | Cancelled => {
             return Err(Refusal::wrong("id", format!("move {id} has ended")));
         }
-        Swap | Retire => {
-            let message = format!("move {id} has begun to change the membership; it completes");
+        Swap => {
+            let message = format!(
+                "move {id} has begun to change the membership; it completes, or ends by itself when \
+                 its group does not do it for a minute"
+            );
             return Err(Refusal::wrong("id", message));
         }
-        Undo => return Ok(()),
+        Retire => {
+            let message = format!("move {id} has changed the membership; it completes");
+            return Err(Refusal::wrong("id", message));
+        }
+        Undo => {
+            // Not about the move: its last decision tells since when it is in its state.
+            let about = About { node: node_of(step), group: Some(step.group), move_id: 0 };
+            change.state.moves[at].cancel = true;
+            change.decide(
+                about,
+                format!("move {id} is being undone already"),
+                "an operator said so",
+            );
+            return Ok(());
+        }
         Planned => Cancelled,
         Lead if may_go(step, Cancelled) => Cancelled,
         _ => Undo,

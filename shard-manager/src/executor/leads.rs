@@ -1,18 +1,28 @@
 //! Who leads: moves that hand leadership over, the step of a reseat that takes it off the leaving
 //! member (H3), and homes that lead their groups again.
 //!
+//! Whether a transfer succeeds is for the one that is to lead to say. So each voter that could gets
+//! [`TRY_MS`], the best first, and after [`PATIENCE_MS`] the move is given up; what it was for is
+//! planned again.
+//!
 //! A group led by another member than its home works as well, so going home is no move: it is done
-//! while nothing else is, one group a second, and not again within [`HOME_RETRY_MS`], whatever came
-//! of it.
+//! one group a second, those that were tried longest ago first, and not again within
+//! [`HOME_RETRY_MS`], whatever came of it. Only a group with a move of its own is left alone.
+
+use std::collections::BTreeSet;
 
 use annulus_proto::v1;
 use annulus_proto::v1::MoveState;
 use annulus_proto::v1::command_request::Command;
 
-use super::{Newcomer, Round, is_near, seat_in};
+use super::{Newcomer, PATIENCE_MS, Round, is_near, seat_in};
 use crate::sight::Seen;
 use crate::state::{StateExt, is_up, seats_on};
 
+/// Who is to take leadership over gets so long, then another one is tried, milliseconds.
+pub(super) const TRY_MS: u64 = 20_000;
+/// So long a move may be in a state in which leadership comes back again and again, milliseconds.
+const FLAPS_MS: u64 = 10 * PATIENCE_MS;
 /// Between two transfers of the same move.
 const TRANSFER_RETRY_MS: u64 = 2_000;
 /// Between two groups that go home.
@@ -28,10 +38,14 @@ impl Round<'_> {
     /// A transfer or a rehome.
     pub(super) fn hand_over(&mut self, step: &v1::Move, record: &v1::GroupRecord) {
         let Some(to) = step.to else { return };
-        if self.newcomer(step) == Newcomer::Gone {
+        let newcomer = self.newcomer(step);
+        if newcomer == Newcomer::Gone {
             return self.advance(step, MoveState::Cancelled, "its node is gone");
         }
         let Some(leader) = self.leader(step.group) else {
+            if self.is_unsettled(step.group) {
+                return self.advance(step, MoveState::Cancelled, "its group has no leader");
+            }
             return self.wait(step, "a leader of the group");
         };
         if leader.node == to.node {
@@ -43,8 +57,29 @@ impl Round<'_> {
         if !leader.report.joint && !leader.report.seats.iter().any(votes) {
             return self.advance(step, MoveState::Cancelled, "its node has no vote in the group");
         }
+        if self.tried_ms(step, leader) >= PATIENCE_MS {
+            return self.advance(
+                step,
+                MoveState::Cancelled,
+                "its node does not take leadership over",
+            );
+        }
+        if newcomer == Newcomer::Silent {
+            return self.wait(step, "its node to come back");
+        }
         self.transfer(leader, record, to.node);
         self.wait(step, "leadership to be handed over");
+    }
+
+    /// For how long a leader is to hand over: since the move is in its state and it leads.
+    pub(super) fn tried_ms(&self, step: &v1::Move, leader: &Seen) -> u64 {
+        let in_state_ms = self.in_state_ms(step);
+        if in_state_ms >= FLAPS_MS {
+            return in_state_ms;
+        }
+        let now_ms = self.now.mono_ms;
+        let leads_ms = leader.leads_since_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms));
+        in_state_ms.min(leads_ms)
     }
 
     /// Takes leadership off the member that leaves.
@@ -72,7 +107,11 @@ impl Round<'_> {
             }
             return self.advance(step, MoveState::Swap, "nobody but the leaving member votes");
         }
-        match self.successor(leader, record) {
+        let tried_ms = self.tried_ms(step, leader);
+        if tried_ms >= PATIENCE_MS {
+            return self.give_up(step, "nobody takes leadership over");
+        }
+        match self.successor(leader, record, tried_ms / TRY_MS) {
             Some(node) => {
                 self.transfer(leader, record, node);
                 self.wait(step, "leadership to leave the member that goes");
@@ -101,9 +140,14 @@ impl Round<'_> {
         2 * live > voters
     }
 
-    /// The voter that shall lead after this leader: the home if it can, else the one that is
-    /// nearest and not draining.
-    pub(super) fn successor(&self, leader: &Seen, record: &v1::GroupRecord) -> Option<u32> {
+    /// The voter that shall lead after this leader, when `passed` others have been tried: the home
+    /// first if it can, else the one that is nearest and not draining, and so on, and again.
+    pub(super) fn successor(
+        &self,
+        leader: &Seen,
+        record: &v1::GroupRecord,
+        passed: u64,
+    ) -> Option<u32> {
         let report = &leader.report;
         let able = report.seats.iter().filter(|seat| {
             seat.voter
@@ -116,7 +160,11 @@ impl Round<'_> {
             let away = seat.node != record.home;
             (!is_near(report, **seat), draining, away, u64::MAX - seat.matched, seat.node)
         };
-        able.min_by_key(order).map(|seat| seat.node)
+        let mut able: Vec<&v1::SeatReport> = able.collect();
+        able.sort_by_key(order);
+        let count = u64::try_from(able.len()).unwrap_or(1).max(1);
+        let place = usize::try_from(passed % count).unwrap_or(0);
+        able.get(place).map(|seat| seat.node)
     }
 
     /// Takes at most one group home.
@@ -124,12 +172,20 @@ impl Round<'_> {
         let now_ms = self.now.mono_ms;
         let since =
             |at_ms: Option<u64>| at_ms.map_or(u64::MAX, |at_ms| now_ms.saturating_sub(at_ms));
-        let is_busy = self.state.settings().paused || self.state.running().next().is_some();
-        if is_busy || since(self.sight.last_transfer_ms(None)) < HOME_PACE_MS {
+        if self.state.settings().paused {
             return;
         }
-        for record in &self.state.groups {
-            if since(self.sight.last_transfer_ms(Some(record.id))) < HOME_RETRY_MS {
+        let moving: BTreeSet<u64> = self.state.running().map(|step| step.group).collect();
+        let free = self.state.groups.iter().filter(|group| !moving.contains(&group.id));
+        let mut tried: Vec<(Option<u64>, &v1::GroupRecord)> =
+            free.map(|group| (self.sight.last_transfer_ms(group.id), group)).collect();
+        if tried.iter().any(|(at_ms, _)| since(*at_ms) < HOME_PACE_MS) {
+            return;
+        }
+        // The longest ago first: one that refuses for ever must not stand before the others.
+        tried.sort_by_key(|(at_ms, _)| *at_ms);
+        for (at_ms, record) in tried {
+            if since(at_ms) < HOME_RETRY_MS {
                 continue;
             }
             let Some(leader) = self.leader(record.id) else { continue };

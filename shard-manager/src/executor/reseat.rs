@@ -5,8 +5,14 @@ use annulus_proto::v1::MoveState;
 use annulus_proto::v1::command_request::Command;
 use annulus_proto::v1::manager_command::Command as Change;
 
-use super::{Asked, Newcomer, RETRY_MS, Round, is_near, seat_in};
+use super::leads::TRY_MS;
+use super::{Asked, COPY_MS, Newcomer, PATIENCE_MS, Round, is_near, seat_in};
+use crate::sight::Seen;
 use crate::state::{StateExt, is_up};
+
+/// Longest time in SEED when attempts last long and fail, milliseconds: two of them, and a third that
+/// an earlier leader of group 0 began.
+const SEED_MS: u64 = 3 * COPY_MS;
 
 impl Round<'_> {
     /// Whether the newcomer can be worked with; the move is undone when it is gone.
@@ -25,33 +31,34 @@ impl Round<'_> {
         }
     }
 
-    /// Gives a move up whose group has had no leader for too long. Only where no change of the
-    /// membership was ever asked for: the new replica, if it is there, is cleared up with the
-    /// group's word, when it has a leader again.
-    fn gives_up(&mut self, step: &v1::Move) -> bool {
-        let gives_up = self.is_leaderless(step.group);
-        if gives_up {
+    /// Ends a move whose group has had no leader for too long. Only where no change of the membership
+    /// was ever asked for: the new replica, if it is there, is cleared up with the group's word, when
+    /// it has a leader again.
+    fn ends_unsettled(&mut self, step: &v1::Move) -> bool {
+        let ends = self.is_unsettled(step.group);
+        if ends {
             self.advance(step, MoveState::Cancelled, "its group has no leader");
         }
-        gives_up
+        ends
     }
 
     pub(super) fn create(&mut self, step: &v1::Move, record: &v1::GroupRecord) {
-        if self.gives_up(step) {
+        if self.ends_unsettled(step) {
             return;
         }
         let Some(to) = step.to.filter(|_| self.newcomer_is_up(step)) else { return };
         let command = Command::Create(v1::CreateReplica { replica: to.replica });
         let tell = self.tell(to.node, record, command);
-        match self.ask(tell, RETRY_MS) {
+        match self.attempt(tell) {
             Asked::Done(_) => self.advance(step, MoveState::Seed, "the empty replica exists"),
             Asked::Failed => self.wait(step, "the node to create the replica"),
+            Asked::InVain => self.give_up(step, "its node does not create the new replica"),
             Asked::Waiting => {}
         }
     }
 
     pub(super) fn seed(&mut self, step: &v1::Move, record: &v1::GroupRecord) {
-        if self.gives_up(step) {
+        if self.ends_unsettled(step) {
             return;
         }
         let Some(to) = step.to.filter(|_| self.newcomer_is_up(step)) else { return };
@@ -61,7 +68,7 @@ impl Round<'_> {
         let to = v1::Seat { replica: to.replica, node: to.node };
         let command = Command::Seed(v1::SeedReplica { to: Some(to) });
         let tell = self.tell(leader.node, record, command);
-        match self.ask(tell, RETRY_MS) {
+        match self.attempt(tell) {
             Asked::Done(reply) => self.propose(Change::Advance(v1::AdvanceMove {
                 id: step.id,
                 expected: MoveState::Seed.into(),
@@ -70,7 +77,12 @@ impl Round<'_> {
                 waiting: String::new(),
                 bytes_done: reply.bytes,
             })),
-            Asked::Failed => self.wait(step, "the leader to copy the group's state"),
+            Asked::Failed if self.in_state_ms(step) < SEED_MS => {
+                self.wait(step, "the leader to copy the group's state");
+            }
+            Asked::Failed | Asked::InVain => {
+                self.give_up(step, "the group's state does not get to the new replica");
+            }
             Asked::Waiting => {}
         }
     }
@@ -87,14 +99,17 @@ impl Round<'_> {
                 ..Default::default()
             });
             let tell = self.tell(leader.node, record, command);
-            if let Asked::Failed = self.ask(tell, RETRY_MS) {
-                self.wait(step, "the leader to take the learner in");
-            }
-            return;
+            return match self.attempt(tell) {
+                Asked::Failed => self.wait(step, "the leader to take the learner in"),
+                Asked::InVain => self.give_up(step, "its group does not take the learner in"),
+                Asked::Done(_) | Asked::Waiting => {}
+            };
         };
         let mark = leader.earlier_index;
         if mark > 0 && seat.matched >= mark && is_near(report, seat) {
             self.advance(step, MoveState::Verify, "it has what the leader had, and nearly all");
+        } else if self.has_stalled(step.group, seat) {
+            self.give_up(step, "the learner takes nothing any more");
         } else {
             self.wait(step, "the learner to catch up");
         }
@@ -109,7 +124,7 @@ impl Round<'_> {
         let seat = v1::Seat { replica: to.replica, node: to.node };
         let command = Command::Verify(v1::VerifyReplica { seat: Some(seat) });
         let tell = self.tell(leader.node, record, command);
-        match self.ask(tell, RETRY_MS) {
+        match self.attempt(tell) {
             Asked::Done(reply) if reply.equal => {
                 self.advance(step, MoveState::Lead, "its digest equals the leader's");
             }
@@ -117,6 +132,7 @@ impl Round<'_> {
                 self.advance(step, MoveState::Undo, "its digest differs from the leader's");
             }
             Asked::Failed => self.wait(step, "the digests to be compared"),
+            Asked::InVain => self.give_up(step, "the digests cannot be compared"),
             Asked::Waiting => {}
         }
     }
@@ -131,27 +147,23 @@ impl Round<'_> {
             let why = "the committed membership says so";
             return self.advance(step, MoveState::Retire, why);
         }
-        if !votes {
-            // Who died before it votes must not be given a vote.
-            if !self.newcomer_is_up(step) {
-                return;
-            }
-            match arriving {
-                Some((_, Some(seat))) if is_near(report, seat) => {}
-                Some((_, Some(_))) => return self.wait(step, "the learner to catch up"),
-                _ => {
-                    let why = "the group does not have the learner";
-                    return self.advance(step, MoveState::Undo, why);
-                }
-            }
+        if !self.newcomer_is_fit(step, leader, votes) {
+            return;
         }
+        // Who votes already is not undone: then both stay, and what to do is planned anew.
+        let back = if votes { MoveState::Cancelled } else { MoveState::Undo };
         let promote = arriving
             .filter(|_| !votes)
             .map(|(to, _)| v1::Seat { replica: to.replica, node: to.node });
         let leads = leaving.is_some_and(|seat| seat.replica == report.replica);
         if leads {
             // Leadership came back to who leaves, or nobody else could take it.
-            if let Some(node) = self.successor(leader, record) {
+            let tried_ms = self.tried_ms(step, leader);
+            let successor = self.successor(leader, record, tried_ms / TRY_MS);
+            if tried_ms >= PATIENCE_MS && (successor.is_some() || promote.is_none()) {
+                return self.advance(step, back, "nobody takes leadership over");
+            }
+            if let Some(node) = successor {
                 self.transfer(leader, record, node);
                 return self.wait(step, "leadership to leave the member that goes");
             }
@@ -160,7 +172,7 @@ impl Round<'_> {
             }
         }
         if step.to.is_none() && !self.keeps_majority(step, report) {
-            return self.wait(step, "enough other members to live");
+            return self.advance(step, back, "the others would be no majority");
         }
         let leaving = leaving.filter(|_| !leads);
         let remove = leaving.map(|seat| v1::Seat { replica: seat.replica, node: seat.node });
@@ -171,9 +183,38 @@ impl Round<'_> {
             remove,
         });
         let tell = self.tell(leader.node, record, command);
-        if let Asked::Failed = self.ask(tell, RETRY_MS) {
-            self.wait(step, "the leader to change the membership");
+        match self.attempt(tell) {
+            Asked::Failed => self.wait(step, "the leader to change the membership"),
+            Asked::InVain => self.advance(step, back, "the membership is not changed"),
+            Asked::Done(_) | Asked::Waiting => {}
         }
+    }
+
+    /// Whether the newcomer of a move in SWAP, if one comes, can be given a vote, or be counted on
+    /// when it `votes` already; says what is waited for if not, or that the move ends.
+    fn newcomer_is_fit(&mut self, step: &v1::Move, leader: &Seen, votes: bool) -> bool {
+        let Some(to) = step.to else { return true };
+        if votes && self.newcomer(step) == Newcomer::Gone {
+            let why = "the new replica's node is gone; who was to leave stays";
+            self.advance(step, MoveState::Cancelled, why);
+            return false;
+        }
+        // Who died before it votes must not be given a vote.
+        if !self.newcomer_is_up(step) {
+            return false;
+        }
+        if votes {
+            return true;
+        }
+        match seat_in(&leader.report, to.replica) {
+            Some(seat) if is_near(&leader.report, seat) => return true,
+            Some(seat) if self.has_stalled(step.group, seat) => {
+                self.give_up(step, "the learner takes nothing any more");
+            }
+            Some(_) => self.wait(step, "the learner to catch up"),
+            None => self.give_up(step, "the group does not have the learner"),
+        }
+        false
     }
 
     pub(super) fn retire(&mut self, step: &v1::Move, record: &v1::GroupRecord) {
@@ -187,9 +228,13 @@ impl Round<'_> {
         let (replica, membership_index) = (from.replica, record.membership_index);
         let command = Command::Retire(v1::RetireReplica { replica, membership_index });
         let tell = self.tell(from.node, record, command);
-        match self.ask(tell, RETRY_MS) {
+        match self.attempt(tell) {
             Asked::Done(_) => self.advance(step, MoveState::Done, "the old replica is destroyed"),
             Asked::Failed => self.wait(step, "the old replica to be destroyed"),
+            Asked::InVain => {
+                let why = "the old replica has left; its node is told on to destroy it";
+                self.advance(step, MoveState::Done, why);
+            }
             Asked::Waiting => {}
         }
     }

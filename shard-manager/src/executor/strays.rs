@@ -15,6 +15,11 @@
 //! manager gave it its id, it is cancelled like the newcomer of a move. Or nobody can tell: then it
 //! stays, and a decision says so once. That the manager's table does not know a replica is never a
 //! reason (H4).
+//!
+//! A replica whose log or state is lost cannot tell when it had a seat, so its node cannot tell which
+//! membership is later. For an id that this manager gave it names one itself: the settled membership
+//! that the group's leader reports. An id that is in no move gets no seat any more, so neither that
+//! membership nor any later one holds it. Of other ids the manager knows nothing, and they stay.
 
 use std::collections::BTreeSet;
 
@@ -22,6 +27,7 @@ use annulus_proto::v1;
 use annulus_proto::v1::command_request::Command;
 use annulus_proto::v1::manager_command::Command as Change;
 
+use super::leads::TRY_MS;
 use super::{Asked, RETRY_MS, Round, seat_in};
 use crate::sight::Seen;
 use crate::state::{StateExt, seat_of};
@@ -69,7 +75,8 @@ impl Round<'_> {
                 && step.state() == v1::MoveState::Swap
                 && step.from.is_some_and(|from| from.replica == report.replica)
         });
-        let successor = self.successor(leader, record);
+        let passed = self.sight.unsettled_ms(record.id, self.now.mono_ms) / TRY_MS;
+        let successor = self.successor(leader, record, passed);
         if let Some(node) = successor.filter(|_| leaves) {
             return self.transfer(leader, record, node);
         }
@@ -118,11 +125,13 @@ impl Round<'_> {
         if report.joint || !report.membership_committed || seat_in(report, replica).is_some() {
             return;
         }
-        let command = Command::Retire(v1::RetireReplica { replica, membership_index: 0 });
+        let is_own = self.state.allocated(replica);
+        let membership_index = if is_own { record.membership_index } else { 0 };
+        let command = Command::Retire(v1::RetireReplica { replica, membership_index });
         let tell = self.tell(seen.node, record, command);
         let Asked::Failed = self.ask(tell, CLEAR_RETRY_MS) else { return };
         // Its node has no proof. Perhaps it never was a member, as only this manager can know.
-        if !self.state.allocated(replica) {
+        if !is_own {
             return self
                 .note(seen, "its group does not have it, and its node has no proof of that");
         }

@@ -1,5 +1,7 @@
-//! Stories of single moves; the laws for all of them are in `laws`.
+//! Stories of single moves; how they end when something never comes is in `exits`, the laws for all of
+//! them are in `laws`.
 
+mod exits;
 mod laws;
 mod world;
 

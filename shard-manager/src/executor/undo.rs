@@ -10,47 +10,67 @@
 //!
 //! A newcomer that votes is not undone: a change that was under way succeeded after all, and the
 //! move goes on from SWAP.
+//!
+//! Group or node may refuse for ever, or not be there. So the way back ends after [`PATIENCE_MS`] in
+//! any case. Nothing is destroyed by that: what is left of the newcomer is a learner that no move
+//! wants and a replica that its group does not have, and `strays` goes on with the same proofs.
 
 use annulus_proto::v1;
 use annulus_proto::v1::MoveState;
 use annulus_proto::v1::command_request::Command;
 
-use super::{Asked, Newcomer, RETRY_MS, Round, seat_in};
+use super::{Asked, Newcomer, PATIENCE_MS, RETRY_MS, Round, seat_in};
+
+/// Where the way back leads, and why; or what it waits for.
+type Way = Result<(MoveState, &'static str), &'static str>;
 
 impl Round<'_> {
     pub(super) fn undo(&mut self, step: &v1::Move, record: &v1::GroupRecord) {
+        match self.way_back(step, record) {
+            Ok((next, why)) => self.advance(step, next, why),
+            Err(what) if self.in_state_ms(step) >= PATIENCE_MS => {
+                let why = format!("it has waited long enough for {what}; what is left follows");
+                self.advance(step, MoveState::Cancelled, &why);
+            }
+            Err(what) => self.wait(step, what),
+        }
+    }
+
+    fn way_back(&mut self, step: &v1::Move, record: &v1::GroupRecord) -> Way {
         let Some(to) = step.to.filter(|to| to.replica != 0) else {
-            return self.advance(step, MoveState::Cancelled, "nothing was begun");
+            return Ok((MoveState::Cancelled, "nothing was begun"));
         };
-        let Some(leader) = self.settled(step) else { return };
-        let seat = seat_in(&leader.report, to.replica);
-        if seat.is_some_and(|seat| seat.voter) {
-            return self.advance(step, MoveState::Swap, "it votes already");
+        let Some(leader) = self.leader(step.group) else { return Err("a leader of the group") };
+        let report = &leader.report;
+        if report.joint || !report.membership_committed {
+            return Err("the membership to settle");
+        }
+        if seat_in(report, to.replica).is_some_and(|seat| seat.voter) {
+            return Ok((MoveState::Swap, "it votes already"));
         }
         if !self.is_let_go(to, record, leader) {
-            return self.wait(step, "the group to let the new replica go");
+            return Err("the group to let the new replica go");
         }
         if self.newcomer(step) != Newcomer::Up {
             let why = "the new replica's node is not there; the rest follows when it comes back";
-            return self.advance(step, MoveState::Cancelled, why);
+            return Ok((MoveState::Cancelled, why));
         }
+        let destroyed = Ok((MoveState::Cancelled, "the new replica is destroyed"));
+        let waiting = Err("the new replica to be destroyed");
         let command = Command::Cancel(v1::CancelReplica { replica: to.replica });
         let tell = self.tell(to.node, record, command);
         match self.ask(tell, RETRY_MS) {
-            Asked::Done(_) => {
-                self.advance(step, MoveState::Cancelled, "the new replica is destroyed");
-            }
-            Asked::Waiting => {}
-            Asked::Failed => {
-                let retire = v1::RetireReplica { replica: to.replica, membership_index: 0 };
-                let command = Command::Retire(retire);
-                let tell = self.tell(to.node, record, command);
-                if let Asked::Done(_) = self.ask(tell, RETRY_MS) {
-                    self.advance(step, MoveState::Cancelled, "the new replica is destroyed");
-                } else {
-                    self.wait(step, "the new replica to be destroyed");
-                }
-            }
+            Asked::Done(_) => return destroyed,
+            Asked::Waiting => return waiting,
+            Asked::Failed | Asked::InVain => {}
+        }
+        // It was a learner, or its log is lost: then the membership from which on it is none counts.
+        let (replica, membership_index) = (to.replica, record.membership_index);
+        let command = Command::Retire(v1::RetireReplica { replica, membership_index });
+        let tell = self.tell(to.node, record, command);
+        match self.ask(tell, RETRY_MS) {
+            Asked::Done(_) => destroyed,
+            Asked::Waiting | Asked::Failed | Asked::InVain => waiting,
         }
     }
 

@@ -242,3 +242,39 @@ fn moves_of_others(proposals: &[v1::ManagerCommand], group: u64) -> &[v1::Move] 
     assert!(steps.iter().all(|step| step.group != group), "{steps:?}");
     steps
 }
+
+#[test]
+fn what_a_move_does_when_its_members_are_settled_is_in_nobodys_way() {
+    use MoveState::{Create, Lead, Planned, Retire, Swap, Undo};
+    // A newcomer that is taken back, and a member that has left.
+    for (comes, way) in [
+        (true, [Planned, Create, Undo].as_slice()),
+        (false, [Planned, Lead, Swap, Retire].as_slice()),
+    ] {
+        let mut state = cluster(5);
+        let group = state.groups[0].clone();
+        let node = (1..).find(|node| group.members.iter().all(|m| m.node != *node)).unwrap();
+        let to = comes.then_some(v1::MemberRoute { node, replica: 0, learner: false });
+        let from = Some(group.members[2]);
+        let step = v1::Move { group: group.id, from, to, ..Default::default() };
+        let table_version = state.table_version;
+        let plan = v1::AddMoves { table_version, moves: vec![step], ..Default::default() };
+        put(&mut state, Change::AddMoves(plan), NOW).unwrap();
+        let id = state.moves[0].id;
+        let bad = state.groups[2].members[1];
+        let damaged = BTreeSet::from([bad.replica]);
+        for pair in way.windows(2) {
+            assert!(Schedule::default().next(&state, &damaged, NOW).is_empty(), "{:?}", pair[0]);
+            let advance = v1::AdvanceMove {
+                id,
+                expected: pair[0].into(),
+                next: pair[1].into(),
+                ..Default::default()
+            };
+            put(&mut state, Change::Advance(advance), NOW).unwrap();
+        }
+        let proposals = Schedule::default().next(&state, &damaged, NOW);
+        let steps = moves_of_others(&proposals, group.id);
+        assert!(steps.iter().any(|step| step.from == Some(bad)), "{way:?}");
+    }
+}

@@ -97,13 +97,86 @@ fn an_errand_is_busy_until_it_is_answered_and_its_answer_is_a_report() {
     assert!(matches!(sight.standing(&errand), Standing::New));
     sight.sent(errand, 150);
     assert!(matches!(sight.standing(&errand), Standing::Busy));
-    assert_eq!((sight.busy(), sight.last_transfer_ms(Some(group))), (1, Some(150)));
+    assert_eq!((sight.busy(), sight.last_transfer_ms(group)), (1, Some(150)));
     let report = Some(leads(&state, 5));
     sight.answered(errand, Ok(v1::CommandReply { report, ..Default::default() }), 200);
     assert!(matches!(sight.standing(&errand), Standing::Done(200, _)));
     assert_eq!(leader(&sight, &state, 300).unwrap().at_ms, 200);
-    assert_eq!((sight.busy(), sight.last_transfer_ms(Some(group + 1))), (0, None));
+    assert_eq!((sight.busy(), sight.last_transfer_ms(group + 1)), (0, None));
     // Another generation is another errand.
     let later = Tell { generation: 5, ..tell };
     assert!(matches!(sight.standing(&later.errand()), Standing::New));
+}
+
+/// Since when an errand fails, and when it did last.
+fn failure(sight: &Sight, errand: &Errand) -> Option<(u64, u64)> {
+    match sight.standing(errand) {
+        Standing::Failed { since_ms, at_ms, .. } => Some((since_ms, at_ms)),
+        _ => None,
+    }
+}
+
+fn refused(reason: &str) -> Result<v1::CommandReply, Error> {
+    Err(Error::refused(ErrorKind::NotReady { reason: reason.to_owned() }))
+}
+
+#[test]
+fn failures_in_a_row_are_counted_from_the_first_until_it_is_done_or_goes_on() {
+    for act in [Act::Seed, Act::Create] {
+        let mut sight = Sight::new(0);
+        let errand = Errand { group: 7, generation: 1, node: 1, act, about: 9, index: 0 };
+        let mut ask = |at_ms: u64, result: Result<v1::CommandReply, Error>| {
+            sight.sent(errand, at_ms);
+            assert!(matches!(sight.standing(&errand), Standing::Busy));
+            sight.answered(errand, result, at_ms + 10);
+            failure(&sight, &errand)
+        };
+        assert_eq!(ask(1_000, refused("no room")), Some((1_010, 1_010)));
+        assert_eq!(ask(2_000, refused("no room")), Some((1_010, 2_010)));
+        assert_eq!(ask(3_000, Ok(v1::CommandReply::default())), None);
+        assert_eq!(ask(4_000, refused("no room")), Some((4_010, 4_010)));
+        // A copy that an earlier manager began goes on; anything else is to be over by then.
+        let since_ms = if act == Act::Seed { 5_010 } else { 4_010 };
+        assert_eq!(ask(5_000, refused("in progress: under way already")), Some((since_ms, 5_010)));
+        let since_ms = if act == Act::Seed { 6_010 } else { 4_010 };
+        assert_eq!(ask(6_000, refused("no room")), Some((since_ms, 6_010)));
+    }
+}
+
+#[test]
+fn a_learner_stands_still_from_the_last_entry_that_it_took_from_a_leader() {
+    let state = cluster();
+    let group = state.groups[0].id;
+    let mut sight = Sight::new(0);
+    let mut tell = |term: u64, matched: u64, voter: bool, at_ms: u64| {
+        let learner = v1::SeatReport { replica: 99, node: 2, voter, matched };
+        let report = v1::GroupReport { seats: vec![learner], ..leads(&state, term) };
+        sight.hear(&heartbeat(1, vec![report]), at_ms);
+        sight.stalled_ms(group, 99, at_ms)
+    };
+    assert_eq!(tell(5, 3, false, 1_000), 0);
+    assert_eq!(tell(5, 3, false, 2_000), 1_000);
+    assert_eq!(tell(5, 4, false, 3_000), 0);
+    assert_eq!(tell(5, 4, false, 9_000), 6_000);
+    // Another leader begins to count again.
+    assert_eq!(tell(6, 0, false, 9_500), 0);
+    assert_eq!(tell(6, 0, false, 9_600), 100);
+    assert_eq!(tell(6, 0, true, 9_700), 0, "it votes");
+}
+
+#[test]
+fn a_group_is_settled_as_long_as_a_leader_says_that_no_change_is_half_done() {
+    let state = cluster();
+    let group = state.groups[0].id;
+    let mut sight = Sight::new(0);
+    let mut tell = |membership_committed: bool, joint: bool, at_ms: u64| {
+        let report = v1::GroupReport { membership_committed, joint, ..leads(&state, 5) };
+        sight.hear(&heartbeat(1, vec![report]), at_ms);
+        sight.unsettled_ms(group, at_ms)
+    };
+    assert_eq!(tell(false, false, 500), 500);
+    assert_eq!(tell(true, false, 1_000), 0);
+    assert_eq!(tell(true, true, 2_000), 1_000);
+    assert_eq!(tell(false, false, 3_000), 2_000);
+    assert_eq!(tell(true, false, 4_000), 0);
 }

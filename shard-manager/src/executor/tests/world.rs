@@ -14,7 +14,7 @@ use annulus_types::{Error, ErrorKind};
 
 use super::super::{Action, Now, next};
 use crate::command::nodes::{Admission, admission};
-use crate::sight::{FORMER_MS, SILENT_MS, Sight, Tell};
+use crate::sight::{Act, FORMER_MS, SILENT_MS, Sight, Tell};
 use crate::state::{StateExt, from_plan, id_of, is_up};
 use crate::testing::{node_of, plan_of, put};
 
@@ -36,6 +36,8 @@ pub struct Replica {
     pub group: u64,
     pub matched: u64,
     pub halted: bool,
+    /// Its log is lost: it cannot tell when it had a seat.
+    pub is_partial: bool,
     /// The newest membership in its log that holds it; 0: none does.
     member_at: u64,
 }
@@ -46,7 +48,7 @@ pub struct Group {
     pub index: u64,
     pub members: Members,
     /// What a change under way leads to.
-    next: Option<Members>,
+    pub next: Option<Members>,
     /// The term of the leader that was asked for it. Another leader commits what was appended, and
     /// appends nothing: a joint membership stays.
     asked_in: u64,
@@ -72,6 +74,16 @@ pub struct World {
     /// So many comparisons of digests will fail.
     pub bad_digests: u32,
     verified: BTreeSet<u64>,
+    /// What nodes do not do, whoever asks and however often.
+    pub refusals: BTreeSet<(u32, Act)>,
+    /// Nodes to which leadership cannot be handed over.
+    pub stubborn: BTreeSet<u32>,
+    /// Groups in which nobody can win an election.
+    pub leaderless: BTreeSet<u64>,
+    /// Nodes that never come back.
+    pub buried: BTreeSet<u32>,
+    /// So many entries a replica takes in a tick, where that is not all.
+    pub slow: BTreeMap<u64, u64>,
 }
 
 fn refused(reason: &str) -> Error {
@@ -94,6 +106,11 @@ impl World {
             is_slow: false,
             bad_digests: 0,
             verified: BTreeSet::new(),
+            refusals: BTreeSet::new(),
+            stubborn: BTreeSet::new(),
+            leaderless: BTreeSet::new(),
+            buried: BTreeSet::new(),
+            slow: BTreeMap::new(),
             state,
         };
         for id in 1..=nodes {
@@ -104,7 +121,7 @@ impl World {
             for member in &record.members {
                 members.insert(member.replica, (member.node, true));
                 let replica =
-                    Replica { group: record.id, matched: 10, halted: false, member_at: 1 };
+                    Replica { group: record.id, matched: 10, member_at: 1, ..Replica::default() };
                 let node = world.nodes.get_mut(&member.node).unwrap();
                 node.replicas.insert(member.replica, replica);
             }
@@ -115,7 +132,7 @@ impl World {
         world
     }
 
-    fn is_alive(&self, replica: u64, node: u32) -> bool {
+    pub fn is_alive(&self, replica: u64, node: u32) -> bool {
         let node = &self.nodes[&node];
         node.is_up && node.replicas.get(&replica).is_some_and(|replica| !replica.halted)
     }
@@ -137,6 +154,9 @@ impl World {
     pub fn leader_node(&self, id: u64) -> Option<u32> {
         let group = &self.groups[&id];
         let (node, _) = group.members.get(&group.leader)?;
+        if self.leaderless.contains(&id) {
+            return None;
+        }
         (self.is_alive(group.leader, *node) && self.has_quorum(group)).then_some(*node)
     }
 
@@ -149,8 +169,8 @@ impl World {
             .filter(|(replica, (node, voter))| *voter && self.is_alive(**replica, *node))
             .map(|(replica, _)| *replica)
             .collect();
-        let leader =
-            if self.has_quorum(group) && !able.is_empty() { able[pick % able.len()] } else { 0 };
+        let wins = self.has_quorum(group) && !self.leaderless.contains(&id);
+        let leader = if wins && !able.is_empty() { able[pick % able.len()] } else { 0 };
         let group = self.groups.get_mut(&id).unwrap();
         if leader != group.leader {
             group.term += 1;
@@ -175,7 +195,8 @@ impl World {
             for (replica, (node, _)) in &group.members {
                 let node = self.nodes.get_mut(node).unwrap();
                 if let Some(held) = node.replicas.get_mut(replica).filter(|_| node.is_up) {
-                    held.matched = group.last;
+                    let slow = self.slow.get(replica).map(|entries| held.matched + entries);
+                    held.matched = slow.unwrap_or(group.last).min(group.last);
                     held.member_at = group.index;
                 }
             }
@@ -239,7 +260,16 @@ impl World {
     }
 
     pub fn revive(&mut self, id: u32) {
+        if self.buried.contains(&id) {
+            return;
+        }
         self.nodes.get_mut(&id).unwrap().is_up = true;
+    }
+
+    /// The node is gone for good.
+    pub fn bury(&mut self, id: u32) {
+        self.kill(id);
+        self.buried.insert(id);
     }
 
     /// The node comes back with an empty disk.

@@ -6,7 +6,6 @@ use annulus_types::Error;
 
 use super::{Members, Replica, World, refused};
 use crate::sight::Tell;
-use crate::state::StateExt;
 
 impl World {
     /// What a node does with a command.
@@ -20,10 +19,15 @@ impl World {
             return Err(refused("a later manager has spoken"));
         }
         *fence = (term, tell.generation);
+        if self.refusals.contains(&(tell.node, tell.errand().act)) {
+            return Err(refused("it never does that"));
+        }
         match tell.command {
             Command::Create(create) => self.create(tell, create.replica),
-            Command::Retire(retire) => self.destroy(tell, retire.replica, true),
-            Command::Cancel(cancel) => self.destroy(tell, cancel.replica, false),
+            Command::Retire(retire) => {
+                self.destroy(tell, retire.replica, Some(retire.membership_index))
+            }
+            Command::Cancel(cancel) => self.destroy(tell, cancel.replica, None),
             _ if self.leader_node(tell.group) != Some(tell.node) => Err(refused("leads not")),
             Command::Seed(seed) => {
                 let to = seed.to.unwrap();
@@ -65,8 +69,14 @@ impl World {
         Ok(v1::CommandReply::default())
     }
 
-    /// With `proof` as a member that left (H4), else as one that never was a member.
-    fn destroy(&mut self, tell: &Tell, id: u64, proof: bool) -> Result<v1::CommandReply, Error> {
+    /// With a `floor` as a member that left (H4), else as one that never was a member. The floor is the
+    /// membership from which on it had no seat, by the word of who asks; 0 for none.
+    fn destroy(
+        &mut self,
+        tell: &Tell,
+        id: u64,
+        floor: Option<u64>,
+    ) -> Result<v1::CommandReply, Error> {
         let group = &self.groups[&tell.group];
         let holds = group.members.contains_key(&id)
             || group.next.as_ref().is_some_and(|next| next.contains_key(&id));
@@ -74,12 +84,18 @@ impl World {
         let votes = counts(&group.members) || group.next.as_ref().is_some_and(counts);
         let node = self.nodes.get_mut(&tell.node).unwrap();
         if let Some(held) = node.replicas.get(&id) {
-            let left = held.member_at > 0 && group.index > held.member_at && group.next.is_none();
-            if proof && (holds || !left) {
-                return Err(refused("no proof"));
-            }
-            if !proof && held.member_at > 0 {
-                return Err(refused("it was a member"));
+            let own = Some(held.member_at).filter(|at| *at > 0 && !held.is_partial);
+            match floor {
+                Some(floor) => {
+                    let told = floor.checked_sub(1).filter(|_| held.is_partial);
+                    let is_past = own.or(told).is_some_and(|at| group.index > at);
+                    if holds || !is_past || group.next.is_some() {
+                        return Err(refused("no proof"));
+                    }
+                }
+                None if held.is_partial => return Err(refused("nobody knows what it was")),
+                None if own.is_some() => return Err(refused("it was a member")),
+                None => {}
             }
         }
         // A learner that a deposed manager's command brought in meanwhile has nothing to lose.
@@ -95,6 +111,9 @@ impl World {
             *node == to && *voter && **replica != group.leader && self.is_alive(**replica, *node)
         });
         let Some((replica, _)) = target else { return Err(refused("no such voter")) };
+        if self.stubborn.contains(&to) {
+            return Err(refused("it does not take over"));
+        }
         let (replica, group) = (*replica, self.groups.get_mut(&tell.group).unwrap());
         group.leader = replica;
         group.term += 1;
@@ -156,13 +175,14 @@ impl World {
     fn check_change(&self, tell: &Tell, change: v1::ChangeMembership, members: &Members) {
         let group = &self.groups[&tell.group];
         let comes = change.promote.map(|seat| self.is_alive(seat.replica, seat.node));
-        let drops = self.state.running().any(|step| {
+        // Moves that ended too: what they asked for may arrive later.
+        let leaves = |step: &&v1::Move| {
             let leaves = step.from.map(|from| from.replica);
-            step.to.is_none() && leaves == change.remove.map(|seat| seat.replica)
-        });
-        let replaced = self.state.running().any(|step| {
-            step.group == tell.group
-                && step.to.is_some_and(|to| group.members.get(&to.replica).is_some_and(|to| to.1))
+            leaves.is_some() && leaves == change.remove.map(|seat| seat.replica)
+        };
+        let drops = self.state.moves.iter().filter(leaves).any(|step| step.to.is_none());
+        let replaced = self.state.moves.iter().filter(leaves).any(|step| {
+            step.to.is_some_and(|to| group.members.get(&to.replica).is_some_and(|to| to.1))
         });
         if comes != Some(false) && !drops && !replaced {
             let (before, after) = (self.live(&group.members), self.live(members));
