@@ -113,7 +113,7 @@ pub use annulus_proto::convert::{IncrResult, OpState};
 pub use annulus_proto::v1::StatusReply;
 /// What [`Admin`] is asked and answers, as far as callers name it.
 pub use annulus_proto::v1::{
-    Move, MoveKind, MoveState, NodeChange, NodeState, OverviewReply, node_change,
+    Move, MoveKind, MoveState, NodeChange, NodeState, OverviewReply, SettingsChange, node_change,
 };
 pub use annulus_types::{
     ClusterId, Consistency, ErrorKind, MayHaveApplied, Mode, NodeId, Receipt, Revision, Role,

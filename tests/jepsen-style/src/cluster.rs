@@ -1,14 +1,17 @@
 //! A cluster of real processes under test: started, hurt and restarted through guards.
 //!
-//! Node *k* keeps its folder for the life of the [`Cluster`]; its ports may change between two of
-//! its lives, all nodes' together ([`Cluster::move_ports`]). Nodes may be added ([`Cluster::add_node`]).
+//! Node *k* keeps its folder for the life of the [`Cluster`], unless it is exchanged while the node is
+//! down ([`Cluster::put_aside`]); its ports may change between two of its lives, all nodes' together
+//! ([`Cluster::move_ports`]). Nodes may be added ([`Cluster::add_node`]).
 //! Dropping the cluster ends every process; its folder goes too, unless the thread panics or
 //! [`Cluster::keep`] was called.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use annulus_client::Client;
+use annulus_runtime::{Disk as _, RealDisk};
 use anyhow::{Context, Result, ensure};
 
 use crate::process::{PortBlock, Process, WorkDir, wait_until};
@@ -18,14 +21,35 @@ pub const READY: Duration = Duration::from_secs(60);
 /// How long a node gets to stop by itself.
 const STOP: Duration = Duration::from_secs(15);
 
+/// How a cluster is made.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Nodes at first.
+    pub nodes: u16,
+    /// The engine of all of them.
+    pub engine: String,
+    /// Groups per node; 0 stands for the default.
+    pub lanes: u32,
+    /// Further flags of every node.
+    pub flags: Vec<String>,
+    /// What each node is for, node 1 first, as `annulus start --roles` takes it; of those beyond the
+    /// list the default.
+    pub roles: Vec<String>,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        let engine = "fjall".to_owned();
+        Self { nodes: 3, engine, lanes: 0, flags: Vec::new(), roles: Vec::new() }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Cluster {
     program: PathBuf,
     nodes: u16,
-    engine: String,
-    /// Further flags of every node.
-    flags: Vec<String>,
+    layout: Layout,
     /// Of the nodes that were there when it was made.
     ports: PortBlock,
     /// Of those that were added since, one block for each.
@@ -41,28 +65,7 @@ impl Cluster {
     /// # Errors
     /// When a process does not start, or the cluster is not ready in time.
     pub async fn start(program: &Path, nodes: u16, name: &str) -> Result<Self> {
-        Self::start_with(program, nodes, name, "fjall").await
-    }
-
-    /// As [`Cluster::start`], with another engine.
-    ///
-    /// # Errors
-    /// As [`Cluster::start`].
-    pub async fn start_with(program: &Path, nodes: u16, name: &str, engine: &str) -> Result<Self> {
-        Self::make(program, nodes, name, engine, 0, &[]).await
-    }
-
-    /// As [`Cluster::start`], with further flags for every node.
-    ///
-    /// # Errors
-    /// As [`Cluster::start`].
-    pub async fn start_with_flags(
-        program: &Path,
-        nodes: u16,
-        name: &str,
-        flags: &[String],
-    ) -> Result<Self> {
-        Self::make(program, nodes, name, "fjall", 0, flags).await
+        Self::start_as(program, name, &Layout { nodes, ..Layout::default() }).await
     }
 
     /// As [`Cluster::start`], with another number of groups per node.
@@ -75,23 +78,19 @@ impl Cluster {
         name: &str,
         lanes: u32,
     ) -> Result<Self> {
-        Self::make(program, nodes, name, "fjall", lanes, &[]).await
+        Self::start_as(program, name, &Layout { nodes, lanes, ..Layout::default() }).await
     }
 
-    /// `lanes`: 0 stands for the default.
-    async fn make(
-        program: &Path,
-        nodes: u16,
-        name: &str,
-        engine: &str,
-        lanes: u32,
-        flags: &[String],
-    ) -> Result<Self> {
+    /// As [`Cluster::start`], in another layout.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_as(program: &Path, name: &str, layout: &Layout) -> Result<Self> {
+        let nodes = layout.nodes;
         let mut cluster = Self {
             program: program.to_owned(),
             nodes,
-            engine: engine.to_owned(),
-            flags: flags.to_vec(),
+            layout: layout.clone(),
             ports: PortBlock::reserve(nodes)?,
             added: Vec::new(),
             running: (0..nodes).map(|_| None).collect(),
@@ -102,7 +101,7 @@ impl Cluster {
         }
         let client = cluster.client().await?;
         let born = wait_until("the cluster is created", READY, || async {
-            client.init(0, lanes, 0).await.is_ok()
+            client.init(0, layout.lanes, 0).await.is_ok()
         });
         cluster.judge(born.await)?;
         let ready = cluster.wait_ready().await;
@@ -209,7 +208,7 @@ impl Cluster {
     /// When it runs, or does not start.
     pub fn start_node(&mut self, node: u16) -> Result<()> {
         let join: Vec<String> = self.nodes().map(|node| self.peer(node)).collect();
-        let args = [
+        let mut args = vec![
             "start".to_owned(),
             "--node-id".to_owned(),
             node.to_string(),
@@ -224,9 +223,12 @@ impl Cluster {
             "--join".to_owned(),
             join.join(","),
             "--engine".to_owned(),
-            self.engine.clone(),
+            self.layout.engine.clone(),
         ];
-        let args: Vec<String> = args.into_iter().chain(self.flags.iter().cloned()).collect();
+        args.extend(self.layout.flags.iter().cloned());
+        if let Some(roles) = self.layout.roles.get(usize::from(node).wrapping_sub(1)) {
+            args.extend(["--roles".to_owned(), roles.clone()]);
+        }
         let (program, logs) = (self.program.clone(), self.folder.path().to_owned());
         let slot = self.slot(node)?;
         ensure!(slot.is_none(), "node {node} runs already");
@@ -284,6 +286,47 @@ impl Cluster {
         let status = process.stop(STOP).await?;
         ensure!(status.success(), "node {node} ended with {status}");
         Ok(())
+    }
+
+    /// The status of a node that has ended by itself, which may then be started again; `None` while it
+    /// runs.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn ended(&mut self, node: u16) -> Result<Option<ExitStatus>> {
+        let slot = self.slot(node)?;
+        let process = slot.as_mut().with_context(|| format!("node {node} does not run"))?;
+        if process.is_running() {
+            return Ok(None);
+        }
+        // It has ended already, so this only says how.
+        let status = process.kill9()?;
+        *slot = None;
+        Ok(Some(status))
+    }
+
+    fn aside(&self, node: u16, name: &str) -> PathBuf {
+        self.folder.path().join(format!("node-{node}-{name}"))
+    }
+
+    /// Keeps the data folder of a node that does not run under `name`; its next start finds none.
+    ///
+    /// # Errors
+    /// When it runs, or the folder cannot be renamed.
+    pub fn put_aside(&mut self, node: u16, name: &str) -> Result<()> {
+        ensure!(self.slot(node)?.is_none(), "node {node} runs");
+        let renamed = RealDisk.rename(&self.data_dir(node), &self.aside(node, name));
+        renamed.with_context(|| format!("putting the folder of node {node} aside"))
+    }
+
+    /// Gives a node that does not run, and has no data folder, the one that was put aside as `name`.
+    ///
+    /// # Errors
+    /// When it runs, or the folder cannot be renamed.
+    pub fn put_back(&mut self, node: u16, name: &str) -> Result<()> {
+        ensure!(self.slot(node)?.is_none(), "node {node} runs");
+        let renamed = RealDisk.rename(&self.aside(node, name), &self.data_dir(node));
+        renamed.with_context(|| format!("putting the folder of node {node} back"))
     }
 
     /// Suspends a node (SIGSTOP).

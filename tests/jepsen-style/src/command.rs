@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::load;
 use crate::run::{Nemesis, Options, registers};
-use crate::scenarios::{deposed, freshness, isolated, moves, slow};
+use crate::scenarios::{dead, deposed, freshness, isolated, managerless, moves, once, slow};
 use crate::workload::Registers;
 
 const USAGE: &str = "\
@@ -26,6 +26,9 @@ usage: annulus-harness registers --program PATH [--nodes 3] [--nemesis kill,stop
        annulus-harness moves --program PATH [--keys 100000] [--value-bytes 100] [--clients 16]
                              [--kills none|leaving|joining|group-leader|manager-leader|all]
                              [--times 10] [--lanes 4] [--seed 1]
+       annulus-harness once --program PATH [--increments 10000] [--clients 8] [--seed 1]
+       annulus-harness managerless --program PATH [--seconds 60] [--clients 16] [--seed 1]
+       annulus-harness dead --program PATH [--seed 1]
 
 registers  real processes under the nemesis; the history is judged for linearizability
 kills      kill -9 of a leader, then of all, each so many times under load; gaps, and nothing lost
@@ -36,6 +39,10 @@ deposed    reads put into the socket of a stopped leader that has a successor: n
 slow-apply leaders that apply late: reads there and strict ones at followers are linearizable
 moves      3 -> 4 -> 5 -> 3 nodes under load, or replicas that move while processes are killed:
            nothing lost or doubled, seats by quota, what it cost
+once       one reply in three is lost with its connection; increments are exact all the same, also
+           across a reseat, a kill and a change of leaders
+managerless  all managers killed under load, then all storage nodes killed and started again
+dead       a node killed for good is replaced; it returns with an empty folder and with its old one
 load       a closed loop on a fresh cluster; prints operations per second and what they cost";
 
 struct Arguments<'a>(&'a [String]);
@@ -83,6 +90,24 @@ pub fn run(arguments: &[String], reports: &Path) -> Result<()> {
         }
         Some("slow-apply") => runtime.block_on(slow::run(&slowed(&given)?, reports)),
         Some("moves") => runtime.block_on(moved(&given)),
+        Some("once") => {
+            let options = once::Options {
+                program: program(&given)?,
+                increments: given.number("--increments", 10_000)?,
+                clients: given.number("--clients", 8)?,
+                seed: given.number("--seed", 1)?,
+            };
+            runtime.block_on(once::run(&options))
+        }
+        Some("managerless") => {
+            let length = Duration::from_secs(given.number("--seconds", 60)?);
+            let (clients, seed) = (given.number("--clients", 16)?, given.number("--seed", 1)?);
+            runtime.block_on(managerless::run(&program(&given)?, length, clients, seed))
+        }
+        Some("dead") => {
+            let (program, seed) = (program(&given)?, given.number("--seed", 1)?);
+            runtime.block_on(dead::run(&program, seed))
+        }
         Some("load") => runtime.block_on(loaded(&given)),
         Some("--help" | "help") => {
             println!("{USAGE}");

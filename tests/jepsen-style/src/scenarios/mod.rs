@@ -5,14 +5,22 @@
 //! ask its question (nobody led, nothing was written, no follower was ahead), or when a client of it
 //! ended early. A failed one keeps the folder of its cluster.
 //!
-//! Here lies only what scenarios share: [`wire`], a network that can be cut and listened to, and the
-//! waiting for clients.
+//! They judge nothing that a checker over a recorded history would judge better: where operations of
+//! several clients on one key meet, `run` and the checkers are the place.
+//!
+//! What scenarios share lies here too: [`wire`], a network that can be cut and listened to, [`lossy`], one
+//! that loses replies, [`steady`], a load whose every answer is judged, and the waiting for clients.
 
+pub mod dead;
 pub mod deposed;
 pub mod freshness;
 pub mod isolated;
+pub mod lossy;
+pub mod managerless;
 pub mod moves;
+pub mod once;
 pub mod slow;
+pub mod steady;
 pub mod wire;
 
 use annulus_runtime::{OnEnd, Tasks};

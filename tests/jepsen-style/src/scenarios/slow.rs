@@ -21,7 +21,7 @@ use annulus_types::token_of;
 use anyhow::{Context, Result, ensure};
 
 use super::Crew;
-use crate::cluster::{Cluster, READY};
+use crate::cluster::{Cluster, Layout, READY};
 use crate::history::{Call, History, Outcome, Recorder, Value};
 use crate::run::{history_file, judge};
 use crate::workload::{Run, number, outcome_of};
@@ -86,8 +86,9 @@ fn key(place: u64) -> String {
 /// When the history is not linearizable, no follower was ahead of its leader, or the run itself fails.
 pub async fn run(options: &Options, reports: &Path) -> Result<()> {
     let env = Env::real()?;
-    let flags = ["--unsafe-slow-apply-ms".to_owned(), options.apply_ms_most.to_string()];
-    let mut cluster = Cluster::start_with_flags(&options.program, 3, "slow-apply", &flags).await?;
+    let flags = vec!["--unsafe-slow-apply-ms".to_owned(), options.apply_ms_most.to_string()];
+    let layout = Layout { flags, ..Layout::default() };
+    let mut cluster = Cluster::start_as(&options.program, "slow-apply", &layout).await?;
     let outcome = drive(&env, &cluster, options, reports).await;
     if outcome.is_err() {
         cluster.keep();
