@@ -159,7 +159,7 @@ async fn serve(config: Config) -> anyhow::Result<u8> {
         addr = info.addr,
         peer = info.peer_addr,
         http = info.http_addr,
-        "node is listening"
+        "node is listening; others are told these addresses"
     );
     let (reason, code) = tokio::select! {
         _ = terminate.recv() => ("SIGTERM".to_owned(), 0),

@@ -86,6 +86,13 @@ settings! {
         /// Where health checks, metrics and the console are served: an IP address with its port.
         /// Other addresses than loopback need `insecure`.
         http_listen: SocketAddr = loopback(7402),
+        /// The address that clients are told to connect to, `host:port`, where it is another one
+        /// than `listen`: behind a proxy, or when the node listens on all addresses. Empty for the
+        /// one listened on.
+        advertise: String = String::new(),
+        /// The address that other nodes are told to connect to, `host:port`, where it is another one
+        /// than `peer-listen`. Empty for the one listened on.
+        peer_advertise: String = String::new(),
         /// Peer addresses, `host:port`, of nodes by which this one finds its cluster.
         join: Vec<String> = Vec::new(),
         /// What the node is for: `storage` holds data, `manager` takes part in managing the
@@ -193,6 +200,12 @@ pub struct Flags {
     /// Where health checks, metrics and the console are served
     #[arg(long, value_name = "A")]
     pub http_listen: Option<SocketAddr>,
+    /// Where clients are told to connect, host:port, if not where the node listens
+    #[arg(long, value_name = "A")]
+    pub advertise: Option<String>,
+    /// Where other nodes are told to connect, host:port, if not where the node listens
+    #[arg(long, value_name = "A")]
+    pub peer_advertise: Option<String>,
     /// Peer addresses of nodes by which this one finds its cluster, host:port
     #[arg(long, value_name = "A,…", value_delimiter = ',')]
     pub join: Option<Vec<String>>,
@@ -234,6 +247,8 @@ impl Flags {
             listen,
             peer_listen,
             http_listen,
+            advertise,
+            peer_advertise,
             join,
             roles,
             zone,
@@ -248,6 +263,8 @@ impl Flags {
         set(&mut config.listen, listen);
         set(&mut config.peer_listen, peer_listen);
         set(&mut config.http_listen, http_listen);
+        set(&mut config.advertise, advertise);
+        set(&mut config.peer_advertise, peer_advertise);
         set(&mut config.join, join);
         set(&mut config.roles, roles);
         set(&mut config.zone, zone);

@@ -111,9 +111,11 @@ pub use admin::Admin;
 pub use annulus_proto::convert::{IncrResult, OpState};
 /// The state of the cluster as [`Client::status`] returns it.
 pub use annulus_proto::v1::StatusReply;
+/// What [`NodeChange`] may change.
+pub use annulus_proto::v1::node_change::Change as NodeChangeKind;
 /// What [`Admin`] is asked and answers, as far as callers name it.
 pub use annulus_proto::v1::{
-    Move, MoveKind, MoveState, NodeChange, NodeState, OverviewReply, SettingsChange, node_change,
+    Move, MoveKind, MoveState, NodeChange, NodeOverview, NodeState, OverviewReply, SettingsChange,
 };
 pub use annulus_types::{
     ClusterId, Consistency, ErrorKind, MayHaveApplied, Mode, NodeId, Receipt, Revision, Role,

@@ -7,23 +7,23 @@
 use crate::step;
 
 /// Options of `jepsen` as they stand on the line, and what the harness calls them.
-const OPTIONS: [(&str, &str); 5] = [
+const OPTIONS: [(&str, &str); 6] = [
+    ("--workload", "--workload"),
     ("--nemesis", "--nemesis"),
     ("--minutes", "--seconds"),
     ("--seed", "--seed"),
+    ("--nodes", "--nodes"),
     ("--clients", "--clients"),
-    ("--workload", ""),
 ];
 
-/// The harness's own words; `None` when the line is not understood.
+/// The harness's own words; `None` when the line is not understood. Which workloads and nemeses there are
+/// is the harness's to know.
 fn words(line: &[&str]) -> Option<Vec<String>> {
-    let mut words = vec!["registers".to_owned()];
+    let mut words = vec!["run".to_owned()];
     for pair in line.chunks(2) {
         let [name, value] = pair else { return None };
         let (_, own) = OPTIONS.iter().find(|(known, _)| known == name)?;
         let value = match *name {
-            "--workload" if *value == "register" => continue,
-            "--workload" => return None,
             // Halves and tenths of a minute are fine.
             "--minutes" => {
                 let minutes = value.parse::<f64>().ok().filter(|minutes| *minutes > 0.0)?;
@@ -70,12 +70,10 @@ mod tests {
 
     #[test]
     fn minutes_become_seconds_and_strangers_are_refused() {
-        let line = ["--workload", "register", "--minutes", "0.5", "--nemesis", "kill,stop"];
-        let expected = ["registers", "--seconds", "30", "--nemesis", "kill,stop"];
+        let line = ["--workload", "bank", "--minutes", "0.5", "--nemesis", "kill,stop"];
+        let expected = ["run", "--workload", "bank", "--seconds", "30", "--nemesis", "kill,stop"];
         assert_eq!(words(&line).unwrap(), expected);
-        for bad in
-            [&["--minutes"][..], &["--minutes", "-1"], &["--workload", "bank"], &["--x", "1"]]
-        {
+        for bad in [&["--minutes"][..], &["--minutes", "-1"], &["--x", "1"]] {
             assert_eq!(words(bad), None, "{bad:?}");
         }
     }

@@ -20,8 +20,9 @@ usage: cargo xtask COMMAND
 
   check   formatting, lints, documentation, and the rules for project files
   deps    the direction of dependencies between the packages
-  jepsen  real processes under a nemesis, judged: [--workload register]
-          [--nemesis kill,stop,pause,kill-all,none] [--minutes M] [--seed S] [--clients N]
+  jepsen  real processes under nemeses, judged: [--workload register|set|counter|bank|modes]
+          [--nemesis N,...] [--minutes M] [--seed S] [--nodes N] [--clients N]; the nemeses: kill,
+          kill-all, stop, pause, none; halves, isolate, one-way (partition); drain, weight, add-node (moves)
   load    a closed loop on a release build: [--seconds S] [--clients N] [--reads PERCENT]
           [--value-bytes N] [--nodes N]
   sim     the deterministic simulation: --seed N [--trace], or --seeds A..B

@@ -109,13 +109,15 @@ impl Config {
             }
         }
         for address in &self.join {
-            checks.that(is_host_port(address), "join", || {
-                format!(
-                    "{address:?} is not host:port, a name of at most {HOST_BYTES_LIMIT} letters, \
-                     digits, dots, dashes and underscores or an IP address (IPv6 in brackets) with \
-                     a port from 1 to {}",
-                    u16::MAX
-                )
+            checks.that(is_host_port(address), "join", || no_host_port(address));
+        }
+        let told = [("advertise", &self.advertise), ("peer-advertise", &self.peer_advertise)];
+        for (name, address) in told.into_iter().filter(|(_, address)| !address.is_empty()) {
+            checks.that(is_host_port(address), name, || no_host_port(address));
+            let everywhere: Result<SocketAddr, _> = address.parse();
+            let is_one = !everywhere.is_ok_and(|address| address.ip().is_unspecified());
+            checks.that(is_one, name, || {
+                format!("{address} stands for all addresses, nobody can connect to it")
             });
         }
     }
@@ -166,4 +168,12 @@ fn is_host_port(text: &str) -> bool {
         None => (1..=HOST_BYTES_LIMIT).contains(&host.len()) && host.bytes().all(named),
     };
     port_fits && host_fits
+}
+
+fn no_host_port(text: &str) -> String {
+    format!(
+        "{text:?} is not host:port, a name of at most {HOST_BYTES_LIMIT} letters, digits, dots, \
+         dashes and underscores or an IP address (IPv6 in brackets) with a port from 1 to {}",
+        u16::MAX
+    )
 }

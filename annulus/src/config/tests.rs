@@ -50,6 +50,8 @@ fn unusual() -> Config {
         listen: "10.0.0.7:1".parse().unwrap(),
         peer_listen: "[2001:db8::7]:2".parse().unwrap(),
         http_listen: "10.0.0.7:0".parse().unwrap(),
+        advertise: "db-7.example:7400".to_owned(),
+        peer_advertise: "[2001:db8::70]:7401".to_owned(),
         join: vec!["db-1.example:7401".to_owned(), "[::1]:7411".to_owned()],
         roles: vec![Role::Manager],
         zone: "zürich-1".to_owned(),
@@ -234,6 +236,10 @@ fn each_limit_names_its_setting() {
         ("http-listen = '127.0.0.1:7400'".to_owned(), "http-listen", "listen = 127.0.0.1:7400"),
         ("join = ['a:7401', 'b:0']".to_owned(), "join", "from 1 to 65535"),
         ("join = 'a:7401'".to_owned(), "join", "sequence"),
+        ("advertise = 'a'".to_owned(), "advertise", "from 1 to 65535"),
+        ("advertise = '0.0.0.0:7400'".to_owned(), "advertise", "all addresses"),
+        ("peer-advertise = '[::]:7401'".to_owned(), "peer-advertise", "all addresses"),
+        ("peer-advertise = 'a:0'".to_owned(), "peer-advertise", "from 1 to 65535"),
         ("roles = []".to_owned(), "roles", "at least one"),
         ("roles = ['storage', 'storage']".to_owned(), "roles", "storage stands there twice"),
         ("roles = ['voter']".to_owned(), "roles", "`manager`"),
@@ -273,6 +279,8 @@ fn what_lies_at_a_limit_is_allowed() {
         "listen = '[::ffff:127.0.0.1]:7400'",
         "listen = '127.0.0.1:0'\n peer-listen = '127.0.0.1:0'",
         "listen = '0.0.0.0:7400'\n insecure = true",
+        "advertise = 'db-1.example:7400'\n peer-advertise = '10.0.0.1:7401'",
+        "advertise = ''",
         "join = ['a-b_c.d:1', '10.0.0.1:65535', '[fe80::1]:7401']",
         "weight = 0.01",
         "weight = 100",
@@ -387,7 +395,8 @@ fn flags_have_the_names_of_settings() {
 #[test]
 fn every_flag_is_applied() {
     let line = "--node-id 7 --data-dir d --listen 10.0.0.7:1 --peer-listen [2001:db8::7]:2 \
-        --http-listen 10.0.0.7:0 --join db-1.example:7401,[::1]:7411 --roles manager \
+        --http-listen 10.0.0.7:0 --advertise db-7.example:7400 \
+        --peer-advertise [2001:db8::70]:7401 --join db-1.example:7401,[::1]:7411 --roles manager \
         --zone zürich-1 --weight 0.07 --engine sled --log-format json --insecure \
         --unsafe-slow-apply-ms 7";
     let config = Config::load(None, std::iter::empty(), flags(line)).unwrap();

@@ -133,8 +133,8 @@ impl Node {
         let http = listen(config.http_listen).await?;
         let info = NodeInfo {
             id,
-            addr: client.local_addr().to_string(),
-            peer_addr: peer.local_addr().to_string(),
+            addr: told(&config.advertise, client.local_addr()),
+            peer_addr: told(&config.peer_advertise, peer.local_addr()),
             http_addr: http.local_addr().to_string(),
             zone: config.zone.clone(),
             weight: config.weight_hundredths(),
@@ -186,10 +186,7 @@ impl Node {
         Ok(node)
     }
 
-    /// The addresses listened on.
-    ///
-    /// # Panics
-    /// Never: the addresses came from listeners.
+    /// Who this node is, with the addresses that it tells others.
     #[must_use]
     pub fn info(&self) -> &NodeInfo {
         &self.info
@@ -357,6 +354,20 @@ impl Node {
         }
         self.env.tasks.wind_down(Duration::from_secs(5)).await;
     }
+}
+
+/// The address that others are told: the one to advertise, if there is one, else that of the listener.
+fn told(advertised: &str, listened: SocketAddr) -> String {
+    if !advertised.is_empty() {
+        return advertised.to_owned();
+    }
+    if listened.ip().is_unspecified() {
+        tracing::warn!(
+            addr = %listened,
+            "others are told an address that they cannot connect to; set advertise and peer-advertise"
+        );
+    }
+    listened.to_string()
 }
 
 /// Deletes, in the background, what switched shards and crashed installations have left (E3, E6).

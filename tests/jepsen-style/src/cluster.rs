@@ -2,9 +2,12 @@
 //!
 //! Node *k* keeps its folder for the life of the [`Cluster`], unless it is exchanged while the node is
 //! down ([`Cluster::put_aside`]); its ports may change between two of its lives, all nodes' together
-//! ([`Cluster::move_ports`]). Nodes may be added ([`Cluster::add_node`]).
+//! ([`Cluster::move_ports`]). Nodes may be added ([`Cluster::add_node`]),
+//! and the connections between them led through a proxy (`cluster/proxied.rs`).
 //! Dropping the cluster ends every process; its folder goes too, unless the thread panics or
 //! [`Cluster::keep`] was called.
+
+mod proxied;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -14,7 +17,9 @@ use annulus_client::Client;
 use annulus_runtime::{Disk as _, RealDisk};
 use anyhow::{Context, Result, ensure};
 
+use crate::owners::Owners;
 use crate::process::{PortBlock, Process, WorkDir, wait_until};
+use crate::proxy::Proxy;
 
 /// How long a fresh or restarted cluster gets until every group answers.
 pub const READY: Duration = Duration::from_secs(60);
@@ -35,12 +40,14 @@ pub struct Layout {
     /// What each node is for, node 1 first, as `annulus start --roles` takes it; of those beyond the
     /// list the default.
     pub roles: Vec<String>,
+    /// Whether nodes reach each other through a proxy ([`Cluster::proxy`]).
+    pub proxied: bool,
 }
 
 impl Default for Layout {
     fn default() -> Self {
         let engine = "fjall".to_owned();
-        Self { nodes: 3, engine, lanes: 0, flags: Vec::new(), roles: Vec::new() }
+        Self { nodes: 3, engine, lanes: 0, flags: Vec::new(), roles: Vec::new(), proxied: false }
     }
 }
 
@@ -55,6 +62,9 @@ pub struct Cluster {
     /// Of those that were added since, one block for each.
     added: Vec<PortBlock>,
     running: Vec<Option<Process>>,
+    owners: Owners,
+    /// Between the nodes, if they have one.
+    proxy: Option<Proxy>,
     // Last: processes end before their folder goes.
     folder: WorkDir,
 }
@@ -94,8 +104,13 @@ impl Cluster {
             ports: PortBlock::reserve(nodes)?,
             added: Vec::new(),
             running: (0..nodes).map(|_| None).collect(),
+            owners: Owners::default(),
+            proxy: None,
             folder: WorkDir::new(name)?,
         };
+        if layout.proxied {
+            cluster.begin_proxy().await?;
+        }
         for node in 1..=nodes {
             cluster.start_node(node)?;
         }
@@ -207,7 +222,7 @@ impl Cluster {
     /// # Errors
     /// When it runs, or does not start.
     pub fn start_node(&mut self, node: u16) -> Result<()> {
-        let join: Vec<String> = self.nodes().map(|node| self.peer(node)).collect();
+        let join: Vec<String> = self.nodes().map(|node| self.told_peer(node)).collect();
         let mut args = vec![
             "start".to_owned(),
             "--node-id".to_owned(),
@@ -229,10 +244,16 @@ impl Cluster {
         if let Some(roles) = self.layout.roles.get(usize::from(node).wrapping_sub(1)) {
             args.extend(["--roles".to_owned(), roles.clone()]);
         }
+        if self.proxy.is_some() {
+            args.extend(["--peer-advertise".to_owned(), self.told_peer(node)]);
+        }
         let (program, logs) = (self.program.clone(), self.folder.path().to_owned());
         let slot = self.slot(node)?;
         ensure!(slot.is_none(), "node {node} runs already");
-        *slot = Some(Process::spawn(&format!("node-{node}"), &program, args, &logs)?);
+        let process = Process::spawn(&format!("node-{node}"), &program, args, &logs)?;
+        let id = process.id();
+        *slot = Some(process);
+        self.owners.set(node, id);
         Ok(())
     }
 
@@ -240,12 +261,20 @@ impl Cluster {
     /// number. Whether and when the cluster lets it in is not waited for.
     ///
     /// # Errors
-    /// When no ports are free, or it does not start.
+    /// When no ports are free, it does not start, or the nodes have a proxy between them
+    /// ([`Cluster::add_proxied_node`]).
     pub fn add_node(&mut self) -> Result<u16> {
+        ensure!(self.proxy.is_none(), "a node of this cluster needs its place at the proxy first");
+        let node = self.make_room()?;
+        self.start_node(node)?;
+        Ok(node)
+    }
+
+    /// Ports and a number for one more node.
+    fn make_room(&mut self) -> Result<u16> {
         self.added.push(PortBlock::reserve(1)?);
         self.running.push(None);
         self.nodes += 1;
-        self.start_node(self.nodes)?;
         Ok(self.nodes)
     }
 
@@ -350,8 +379,9 @@ impl Cluster {
     /// Gives all nodes other ports. None may run.
     ///
     /// # Errors
-    /// When one runs, or no ports are free.
+    /// When one runs, no ports are free, or the nodes have a proxy between them.
     pub fn move_ports(&mut self) -> Result<()> {
+        ensure!(self.proxy.is_none(), "the proxy knows the nodes by their ports");
         ensure!(self.running.iter().all(Option::is_none), "a node runs");
         self.ports = PortBlock::reserve(self.nodes)?;
         self.added.clear();

@@ -1,19 +1,22 @@
-//! The command line of the harness: `registers` (a judged run), `load` (figures, no verdict), and the
-//! scenarios, each of which prints its figures and judges them.
+//! The command line of the harness: `run` (judged; `registers` is short for its first workload), `kills`,
+//! `minority`, `load` (figures, no verdict), and the scenarios, each of which prints its figures and judges
+//! them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::load;
-use crate::run::{Nemesis, Options, registers};
+use crate::nemesis::Nemesis;
+use crate::run::Options;
 use crate::scenarios::{dead, deposed, freshness, isolated, managerless, moves, once, slow};
-use crate::workload::Registers;
+use crate::workloads::{Kind, Shape};
 
 const USAGE: &str = "\
-usage: annulus-harness registers --program PATH [--nodes 3] [--nemesis kill,stop,pause,kill-all,none]
-                                 [--seconds 60] [--clients 8] [--keys 16] [--seed 1]
+usage: annulus-harness run --program PATH [--workload register|set|counter|bank|modes] [--nodes 3]
+                           [--nemesis N,...] [--seconds 60] [--clients 8] [--keys 16] [--seed 1]
+       annulus-harness registers ... (run --workload register ...)
        annulus-harness load --program PATH [--nodes 3] [--seconds 10] [--clients 64]
                             [--reads 50] [--value-bytes 100]
        annulus-harness kills --program PATH [--times 10] [--seed 1]
@@ -30,7 +33,9 @@ usage: annulus-harness registers --program PATH [--nodes 3] [--nemesis kill,stop
        annulus-harness managerless --program PATH [--seconds 60] [--clients 16] [--seed 1]
        annulus-harness dead --program PATH [--seed 1]
 
-registers  real processes under the nemesis; the history is judged for linearizability
+run        real processes under nemeses, in turns; what clients saw is judged by the workload's checker
+           nemeses: kill, kill-all, stop, pause, none; halves, isolate, one-way (all: partition);
+           drain, weight, add-node (all: moves)
 kills      kill -9 of a leader, then of all, each so many times under load; gaps, and nothing lost
 minority   two of three killed: later writes are refused for good
 freshness  session and bounded reads under kills and moves: nothing too old, few refusals
@@ -72,7 +77,7 @@ pub fn run(arguments: &[String], reports: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let given = Arguments(arguments);
     match arguments.first().map(String::as_str) {
-        Some("registers") => runtime.block_on(judged(&given, reports)),
+        Some("run" | "registers") => runtime.block_on(judged(&given, reports)),
         Some("kills") => {
             let (times, seed) = (given.number("--times", 10)?, given.number("--seed", 1)?);
             let program = program(&given)?;
@@ -143,21 +148,26 @@ fn slowed(given: &Arguments<'_>) -> Result<slow::Options> {
 }
 
 async fn judged(given: &Arguments<'_>, reports: &Path) -> Result<()> {
-    let nemeses = given.text("--nemesis")?.unwrap_or("kill");
-    let nemeses: Option<Vec<Nemesis>> = nemeses.split(',').map(Nemesis::parse).collect();
+    let workload = given.text("--workload")?.unwrap_or("register");
+    let nemeses = Nemesis::parse_list(given.text("--nemesis")?.unwrap_or("kill"));
+    let shape = Shape {
+        clients: given.number("--clients", 8)?,
+        keys: given.number("--keys", 16)?,
+        nodes: u32::try_from(given.number("--nodes", 3)?)?,
+        deadline: Duration::from_secs(5),
+    };
+    ensure!(shape.clients >= 1, "--clients: at least 1, not {}", shape.clients);
+    ensure!(shape.keys >= 2, "--keys: at least 2, not {}", shape.keys);
     let options = Options {
         program: program(given)?,
-        nodes: u16::try_from(given.number("--nodes", 3)?)?,
-        registers: Registers {
-            clients: given.number("--clients", 8)?,
-            keys: given.number("--keys", 16)?,
-            deadline: Duration::from_secs(5),
-        },
-        nemeses: nemeses.context("--nemesis: kill, kill-all, stop, pause or none")?,
+        workload: Kind::parse(workload)
+            .context("--workload: register, set, counter, bank or modes")?,
+        shape,
+        nemeses: nemeses.context("--nemesis: a name is not known, see --help")?,
         length: Duration::from_secs(given.number("--seconds", 60)?),
         seed: given.number("--seed", 1)?,
     };
-    let report = registers(&options, reports).await?;
+    let report = crate::run::run(&options, reports).await?;
     for step in &report.steps {
         println!("nemesis: {step}");
     }
@@ -166,7 +176,7 @@ async fn judged(given: &Arguments<'_>, reports: &Path) -> Result<()> {
         "operations: {} answered, {} certainly not applied, {} unknown",
         counts.answered, counts.failed, counts.unknown
     );
-    println!("linearizable; history in {}", report.folder.display());
+    println!("{}; history in {}", report.verdict, report.folder.display());
     Ok(())
 }
 

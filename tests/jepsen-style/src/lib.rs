@@ -1,10 +1,10 @@
 //! Fault injection on real processes: run the binary, hurt it, and judge what clients saw.
 //!
-//! A run has three parts that know nothing of each other. *Processes* are real children, started,
-//! paused and killed through guards ([`process`]). *Clients* send operations and write down, before
-//! sending and after the answer, what they did ([`history`]). *Checkers* are pure functions over
-//! what was written down ([`checkers`]): they need no cluster, so that a history kept from a
-//! failed run can be judged again, and they are tested against histories with known verdicts.
+//! A run has parts that know nothing of each other. *Processes* are real children, started, paused and
+//! killed through guards ([`process`]), cut from each other at a [`proxy`]; when, and whom, says a
+//! [`nemesis`]. *Clients* send operations ([`workloads`]) and write down, before sending and after the
+//! answer, what they did ([`history`], [`journal`]). *Checkers* are pure functions over what was written
+//! down ([`checkers`]): they need no cluster, and are tested against histories with known verdicts.
 //!
 //! # What a verdict is worth
 //! - An operation *failed* only if it is certain that it was not and will not be applied (W4).
@@ -23,9 +23,13 @@ pub mod checkers;
 pub mod cluster;
 pub mod command;
 pub mod history;
+pub mod journal;
 pub mod kills;
 pub mod load;
+pub mod nemesis;
+pub mod owners;
 pub mod process;
+pub mod proxy;
 pub mod run;
 pub mod scenarios;
-pub mod workload;
+pub mod workloads;

@@ -264,7 +264,7 @@ where
     }
 }
 
-/// Ports per node, as in a development cluster: client, peer and HTTP, the rest unused.
+/// Ports per node, as in a development cluster: client, peer, HTTP and one for a proxy, the rest unused.
 const PORTS_PER_NODE: u16 = 10;
 /// Blocks lie below the range from which systems take the ports of outgoing connections: one of
 /// those could hold a node's port while the node is down.
@@ -343,6 +343,15 @@ impl PortBlock {
     #[must_use]
     pub fn http(&self, node: u16) -> u16 {
         self.client(node) + 2
+    }
+
+    /// The port on which a proxy stands for the node's peer port.
+    ///
+    /// # Panics
+    /// As [`PortBlock::client`].
+    #[must_use]
+    pub fn proxy(&self, node: u16) -> u16 {
+        self.client(node) + 3
     }
 }
 

@@ -1,72 +1,38 @@
-//! One run: a cluster, a workload, a nemesis, and the verdict.
+//! One run: a cluster, a workload, nemeses in turns, and the verdict.
 //!
-//! The report folder holds the history (one JSON line per event), and, when the run fails, the
-//! cluster's data and logs. A nemesis step says *installed* only when the signal was sent.
+//! The report folder holds the history (one JSON line per event); the cluster's data and logs are kept
+//! when the run fails. A run passes only if every nemesis that was asked for was *installed* at least
+//! once, and the checker of the workload found nothing wrong.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use annulus_runtime::{Clock, Env, OnEnd, Random};
 use anyhow::{Context, Result, ensure};
 
-use crate::checkers::linearizable::{self, STEP_LIMIT};
 use crate::cluster::Cluster;
-use crate::history::Recorder;
-use crate::process::wait_until;
-use crate::workload::{Counts, Registers, Run, register_client};
+use crate::nemesis::{Nemesis, Stage, Step, hurt};
+use crate::workloads::{Counts, Kind, Run, Seat, Shape, Workload};
 
-/// What hurts the cluster during a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nemesis {
-    /// Nothing.
-    None,
-    /// SIGKILL of one node, restarted a little later.
-    Kill,
-    /// SIGKILL of all nodes at once, restarted at once.
-    KillAll,
-    /// SIGTERM of one node, restarted a little later.
-    Stop,
-    /// SIGSTOP of one node for a few seconds.
-    Pause,
-}
-
-impl Nemesis {
-    /// All of them, by the names of the command line.
-    pub const NAMES: [(&'static str, Self); 5] = [
-        ("none", Self::None),
-        ("kill", Self::Kill),
-        ("kill-all", Self::KillAll),
-        ("stop", Self::Stop),
-        ("pause", Self::Pause),
-    ];
-
-    /// The one with this name.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, nemesis)| *nemesis)
-    }
-
-    fn name(self) -> &'static str {
-        Self::NAMES.iter().find(|(_, known)| *known == self).map_or("?", |(name, _)| name)
-    }
-}
+/// Beyond the length of the run, how long clients may go without the answers that a step waits for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a run looks.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The binary under test.
     pub program: PathBuf,
-    /// Nodes of the cluster.
-    pub nodes: u16,
-    /// Clients and keys.
-    pub registers: Registers,
-    /// What hurts it, in turns.
+    /// What clients do.
+    pub workload: Kind,
+    /// Nodes, clients and keys.
+    pub shape: Shape,
+    /// What hurts it, in turns; each has its turn at least once.
     pub nemeses: Vec<Nemesis>,
-    /// How long clients work.
+    /// How long clients work at least.
     pub length: Duration,
     /// Decides keys, operations, and whom the nemesis hits; not what the machine does.
     pub seed: u64,
@@ -81,28 +47,29 @@ pub struct Report {
     pub counts: Counts,
     /// Nemesis steps, in words.
     pub steps: Vec<String>,
+    /// What holds, in words.
+    pub verdict: String,
 }
 
-/// Runs the register workload under the nemeses and judges the history.
+/// Runs a workload under the nemeses and judges what its clients saw.
 ///
 /// # Errors
-/// When the history is not linearizable, or the run itself failed; the folder is then kept.
-pub async fn registers(options: &Options, reports: &Path) -> Result<Report> {
-    let folder = reports.join(format!("registers-{}", options.seed));
-    let file = history_file(&folder)?;
-    let recorder = Recorder::with_sink(Clock::real(), Box::new(BufWriter::new(file)));
-    let mut cluster = Cluster::start(&options.program, options.nodes, "jepsen").await?;
-    let outcome = drive(options, &mut cluster, &recorder).await;
-    let judged = match outcome {
-        Ok((counts, steps)) => {
-            judge(&recorder).map(|()| Report { folder: folder.clone(), counts, steps })
-        }
-        Err(error) => Err(error),
+/// When that is wrong, or the run itself failed; the folder is then kept.
+pub async fn run(options: &Options, reports: &Path) -> Result<Report> {
+    let folder = reports.join(format!("{}-{}", options.workload.name(), options.seed));
+    let sink = Box::new(BufWriter::new(history_file(&folder)?));
+    let workload = options.workload.begin(options.shape, Clock::real(), sink);
+    let nodes = u16::try_from(options.shape.nodes)?;
+    let mut cluster = if options.nemeses.iter().any(|nemesis| nemesis.needs_proxy()) {
+        Cluster::start_proxied(&options.program, nodes, "jepsen").await?
+    } else {
+        Cluster::start(&options.program, nodes, "jepsen").await?
     };
-    if judged.is_err() {
+    let report = Box::pin(judged(options, &mut cluster, workload.as_ref(), folder)).await;
+    if report.is_err() {
         cluster.keep();
     }
-    judged
+    report
 }
 
 #[expect(clippy::disallowed_methods, reason = "a report for people, outside the system under test")]
@@ -111,107 +78,91 @@ pub(crate) fn history_file(folder: &Path) -> Result<File> {
     File::create(folder.join("history.jsonl")).context("making the history file")
 }
 
-pub(crate) fn judge(recorder: &Recorder) -> Result<()> {
-    let history = recorder.history().context("the history was not written in full")?;
-    ensure!(!history.operations().is_empty(), "no operation was recorded");
-    linearizable::check(&history, STEP_LIMIT).into_result()
+async fn judged(
+    options: &Options,
+    cluster: &mut Cluster,
+    workload: &dyn Workload,
+    folder: PathBuf,
+) -> Result<Report> {
+    let run = Arc::new(Run::new());
+    let steps = Box::pin(drive(options, cluster, workload, &run)).await?;
+    let counts = run.counts();
+    ensure!(counts.answered > 0, "no operation was answered");
+    let verdict = workload.judge()?;
+    Ok(Report { folder, counts, steps, verdict })
 }
 
 async fn drive(
     options: &Options,
     cluster: &mut Cluster,
-    recorder: &Recorder,
-) -> Result<(Counts, Vec<String>)> {
+    workload: &dyn Workload,
+    run: &Arc<Run>,
+) -> Result<Vec<String>> {
     let env = Env::real()?;
-    let run = Arc::new(Run::new());
-    let random = Random::seeded(options.seed);
+    let shape = options.shape;
+    // The seat behind the last client's: it opens and closes the workload.
+    let own = Seat {
+        process: shape.clients,
+        client: cluster.client().await?,
+        random: Random::seeded(options.seed),
+        shape,
+        run: Arc::clone(run),
+    };
+    workload.open(own.clone()).await.context("opening the workload")?;
     let (ended, mut clients_ended) = tokio::sync::mpsc::channel::<()>(1);
-    for process in 0..options.registers.clients {
+    for process in 0..shape.clients {
         let client = cluster.client().await?;
-        let work = register_client(
-            process,
-            client,
-            options.registers,
-            Random::seeded(options.seed.wrapping_add(process + 1)),
-            recorder.clone(),
-            Arc::clone(&run),
-        );
+        let random = Random::seeded(options.seed.wrapping_add(process + 1));
+        let work = workload.client(Seat { process, client, random, ..own.clone() });
         let ended = ended.clone();
-        env.tasks.spawn("register client", OnEnd::Ignore, async move {
+        env.tasks.spawn("client", OnEnd::Ignore, async move {
             work.await;
             drop(ended);
         });
     }
     drop(ended);
+    let steps = Box::pin(torment(options, cluster, run, &own.random)).await?;
+    run.stop();
+    // Every sender is dropped once every client has ended.
+    let _ = clients_ended.recv().await;
+    // What was added or moved meanwhile is found by a client that knows every node.
+    let last = Seat { client: cluster.client().await?, ..own };
+    workload.close(last).await.context("reading what is there in the end")?;
+    Ok(steps)
+}
+
+/// Hurts the cluster until the time is over and every nemesis had its turn.
+async fn torment(
+    options: &Options,
+    cluster: &mut Cluster,
+    run: &Run,
+    random: &Random,
+) -> Result<Vec<String>> {
+    let patience = options.length + PATIENCE;
+    let mut stage = Stage { cluster, run, random, patience };
     let deadline = tokio::time::Instant::now() + options.length;
     let mut steps = Vec::new();
+    let mut missing: BTreeSet<Nemesis> = options.nemeses.iter().copied().collect();
     let mut turn = 0;
-    while tokio::time::Instant::now() < deadline {
+    while turn < options.nemeses.len() || tokio::time::Instant::now() < deadline {
         let nemesis = match options.nemeses.len() {
             0 => Nemesis::None,
             count => options.nemeses[turn % count],
         };
         turn += 1;
-        hurt(nemesis, cluster, &run, &random, options.length, &mut steps).await?;
-    }
-    run.stop.store(true, Ordering::Relaxed);
-    // Every sender is dropped once every client has ended.
-    let _ = clients_ended.recv().await;
-    ensure!(run.counts().answered > 0, "no operation was answered");
-    Ok((run.counts(), steps))
-}
-
-/// Waits until clients got `more` answers: proof that the cluster serves, not a guess at how long
-/// that takes. Bounded by the length of the run.
-async fn served(run: &Run, more: u64, limit: Duration) -> Result<()> {
-    let before = run.counts().answered;
-    wait_until("clients are answered", limit + Duration::from_secs(30), || async {
-        run.counts().answered >= before + more
-    })
-    .await
-}
-
-async fn hurt(
-    nemesis: Nemesis,
-    cluster: &mut Cluster,
-    run: &Run,
-    random: &Random,
-    limit: Duration,
-    steps: &mut Vec<String>,
-) -> Result<()> {
-    let nodes = u64::from(*cluster.nodes().end());
-    let victim = u16::try_from(random.below(nodes) + 1)?;
-    let calm = 200 + random.below(300);
-    let away = Duration::from_millis(500 + random.below(2500));
-    served(run, calm, limit).await?;
-    match nemesis {
-        Nemesis::None => return Ok(()),
-        Nemesis::Kill => {
-            cluster.kill(victim)?;
-            steps.push(format!("{} node {victim}: installed", nemesis.name()));
-            served(run, calm, limit).await?;
-            cluster.start_node(victim)?;
-        }
-        Nemesis::Stop => {
-            cluster.stop(victim).await?;
-            steps.push(format!("{} node {victim}: installed", nemesis.name()));
-            served(run, calm, limit).await?;
-            cluster.start_node(victim)?;
-        }
-        Nemesis::KillAll => {
-            cluster.kill_all()?;
-            steps.push(format!("{}: installed", nemesis.name()));
-            // Clients keep the addresses that they were made with, so the ports stay.
-            for node in cluster.nodes() {
-                cluster.start_node(node)?;
+        let step = Box::pin(hurt(nemesis, &mut stage)).await;
+        match step.with_context(|| format!("nemesis {}", nemesis.name()))? {
+            Step::Installed(_) if nemesis == Nemesis::None => {
+                missing.remove(&nemesis);
             }
-        }
-        Nemesis::Pause => {
-            cluster.pause(victim)?;
-            steps.push(format!("{} node {victim} for {away:?}: installed", nemesis.name()));
-            tokio::time::sleep(away).await;
-            cluster.resume(victim)?;
+            Step::Installed(about) => {
+                missing.remove(&nemesis);
+                steps.push(format!("{} {about}: installed", nemesis.name()));
+            }
+            Step::Skipped(why) => steps.push(format!("{} skipped: {why}", nemesis.name())),
         }
     }
-    cluster.wait_ready().await
+    let missing: Vec<&str> = missing.into_iter().map(Nemesis::name).collect();
+    ensure!(missing.is_empty(), "never installed: {}; {}", missing.join(", "), steps.join("; "));
+    Ok(steps)
 }

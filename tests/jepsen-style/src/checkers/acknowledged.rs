@@ -144,7 +144,7 @@ impl fmt::Display for Findings {
 impl std::error::Error for Findings {}
 
 impl Findings {
-    fn verdict(findings: Vec<Finding>) -> Result<(), Self> {
+    pub(super) fn verdict(findings: Vec<Finding>) -> Result<(), Self> {
         if findings.is_empty() { Ok(()) } else { Err(Self(findings)) }
     }
 }

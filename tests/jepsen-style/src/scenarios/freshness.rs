@@ -38,7 +38,7 @@ use self::nemesis::Nemesis;
 use super::Crew;
 use crate::cluster::Cluster;
 use crate::process::wait_until;
-use crate::workload::number;
+use crate::workloads::number_of;
 
 const NODES: u16 = 3;
 /// Few groups, so that a plan of moves takes a minute and not five.
@@ -393,9 +393,9 @@ fn judge(
         Err(_) => return Ok(None),
     };
     let receipt = &found.receipt;
-    let told = match found.value.as_deref() {
+    let told = match &found.value {
         None => 0,
-        Some(text) => number(text).ok_or_else(|| format!("{text:?} was never written"))?,
+        Some(text) => number_of(found).ok_or_else(|| format!("{text:?} was never written"))?,
     };
     if told < floor {
         return Err(format!("{told} was found, {floor} or later is promised; {receipt:?}"));

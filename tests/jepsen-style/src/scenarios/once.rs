@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use annulus_client::{
-    Client, Counted, MoveKind, MoveState, NodeChange, NodeId, RoutingTable, node_change,
+    Client, Counted, MoveKind, MoveState, NodeChange, NodeChangeKind, NodeId, RoutingTable,
 };
 use annulus_runtime::{Env, OnEnd, Random};
 use annulus_types::{GroupId, MemberRole, token_of};
@@ -299,7 +299,7 @@ async fn reseats(client: &Client, work: &Work) -> Result<usize> {
 
 /// Takes everything off a node.
 async fn drain(client: &Client, node: u32) -> Result<()> {
-    let change = NodeChange { node, change: Some(node_change::Change::Draining(true)) };
+    let change = NodeChange { node, change: Some(NodeChangeKind::Draining(true)) };
     client.admin().change_node(change, false).await?;
     wait_until("the node is drained and nothing moves", MOVES, || async {
         let Ok(overview) = client.admin().overview().await else { return false };

@@ -23,8 +23,10 @@ use anyhow::{Context, Result, ensure};
 use super::Crew;
 use crate::cluster::{Cluster, Layout, READY};
 use crate::history::{Call, History, Outcome, Recorder, Value};
-use crate::run::{history_file, judge};
-use crate::workload::{Run, number, outcome_of};
+use crate::journal::End;
+use crate::run::history_file;
+use crate::workloads::register::{judge, outcome_of};
+use crate::workloads::{Run, number_of};
 
 /// Clients of each part.
 const EACH: u64 = 4;
@@ -112,7 +114,7 @@ async fn drive(env: &Env, cluster: &Cluster, options: &Options, reports: &Path) 
         crew.add(work(process, Arc::clone(&shared), cluster.client().await?, random));
     }
     tokio::time::sleep(options.length).await;
-    shared.run.stop.store(true, Ordering::Relaxed);
+    shared.run.stop();
     crew.ended().await?;
     let counts = shared.run.counts();
     let gate_reads = shared.gate_reads.load(Ordering::Relaxed);
@@ -159,7 +161,7 @@ async fn followers(cluster: &Cluster) -> Result<Vec<Vec<NodeId>>> {
 /// One client, until the run is stopped.
 async fn work(process: u64, shared: Arc<Shared>, client: Client, random: Random) {
     let part = Part::of(process);
-    while !shared.run.stop.load(Ordering::Relaxed) {
+    while !shared.run.is_over() {
         let place = random.below(KEYS);
         let outcome = match part {
             Part::Writer => write(process, &shared, &client, place).await,
@@ -171,7 +173,7 @@ async fn work(process: u64, shared: Arc<Shared>, client: Client, random: Random)
                 read(process, &shared, place, get).await
             }
         };
-        shared.run.count(outcome);
+        shared.run.count(&End::from(outcome));
     }
 }
 
@@ -190,7 +192,7 @@ async fn read(process: u64, shared: &Shared, place: u64, get: Get) -> Outcome {
     let operation = shared.recorder.invoke(process, &key(place), Call::Read);
     let found = get.deadline(DEADLINE).await;
     let outcome = match &found {
-        Ok(found) => Outcome::Ok(Value::Read(found.value.as_deref().and_then(number))),
+        Ok(found) => Outcome::Ok(Value::Read(number_of(found))),
         Err(error) => outcome_of(error),
     };
     shared.recorder.complete(operation, outcome);

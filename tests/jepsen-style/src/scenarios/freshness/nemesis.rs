@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use annulus_client::node_change::Change;
+use annulus_client::NodeChangeKind as Change;
 use annulus_client::{Client, NodeChange, NodeState, OverviewReply};
 use annulus_runtime::Random;
 use anyhow::{Context, Result};

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use annulus_client::node_change::Change;
+use annulus_client::NodeChangeKind as Change;
 use annulus_client::{
     Client, Move, MoveKind, MoveState, NodeChange, NodeState, OverviewReply, StatusReply,
 };
