@@ -1,4 +1,5 @@
-//! `annulus init`: creates the cluster, once.
+//! `annulus init`: creates the cluster, once; with `--adopt` makes a new manager for one that has lost its own
+//! ([`adopt`]).
 //!
 //! The nodes may still be starting, so what only says "not yet" is asked again for a while; asking
 //! twice is always safe, because the birth goes on where it stopped (H5). A cluster that already
@@ -14,6 +15,8 @@ use annulus_client::{Client, ClusterId, Error, ErrorKind, MayHaveApplied};
 use annulus_runtime::Env;
 use clap::Args;
 
+pub mod adopt;
+
 /// How long nodes are waited for.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// One connection attempt; several fit into the whole.
@@ -23,9 +26,11 @@ const PAUSE: Duration = Duration::from_millis(200);
 const EXAMPLES: &str = "\
 Example:
   annulus init --endpoints 10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400 --shards 256
+  annulus init --adopt --from manager.export --endpoints 10.0.0.1:7400
 
 Exit codes: 0 created, or it existed before; 2 usage; 3 not created; 4 perhaps created, run the
-command again.";
+command again. With --adopt: 0 the new manager works; 1 you said no; 2 usage, or a manager works
+already; 3 nothing was changed; 4 a new era may have begun, run the command again.";
 
 // No documentation of the struct itself: clap would print it as the help of the command around it.
 #[derive(Debug, Args)]
@@ -42,6 +47,8 @@ pub struct InitArgs {
     endpoints: Vec<String>,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    adoption: adopt::AdoptArgs,
 }
 
 // As above.
@@ -76,7 +83,10 @@ pub async fn run(args: InitArgs) -> u8 {
             return 3;
         }
     };
-    let InitArgs { endpoints, settings } = args;
+    let InitArgs { endpoints, settings, adoption } = args;
+    if adoption.adopt {
+        return Box::pin(adopt::run(&env, &endpoints, &adoption)).await;
+    }
     match Box::pin(create(&env, &endpoints, settings, PATIENCE)).await {
         Ok(created) => {
             println!("{}", created.cluster);

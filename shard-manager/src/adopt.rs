@@ -8,12 +8,21 @@
 //! - *Members* come from the committed membership with the highest index that any replica reports,
 //!   else from the newest table.
 //! - *Shards* come from all tables, the higher epoch winning (H7).
-//! - *Lives*: what answers is admitted. A node that is known and does not answer is down, in a life
-//!   that nobody knows; the first that comes is taken at its word.
+//! - *Lives*: what answers is admitted. A node that is known and does not answer is down, in the life
+//!   that the others remember to be admitted, so that another one does not come back for it (N1). Only
+//!   if nobody remembers any, the first that comes is taken at its word.
+//! - *Lost replicas*: a seat of a node that answers and does not hold the replica, open or closed. It
+//!   died with a former life of the folder, and must not be created again under its id (N1).
+//! - *Nodes*: a node that the export has and a newer table lacks was removed since.
 //! - *Era* is above every one that a node has stored, so that whatever an old manager still says is
 //!   refused (H6). The *incarnation* is new, so that no id is given twice (H5).
+//! - *Table version* is far above every one that is known: a former manager may have given out others
+//!   to nodes that do not answer, and a table replaces lower versions only.
 //! - *Moves* are forgotten. What they left behind, learners and replicas without a seat, is cleared
 //!   up like any stray; nothing is destroyed because it is not known (H4).
+//!
+//! When the nodes are asked they must have stored the new era already: from then on no former manager
+//! changes anything of what they told. That is the caller's part, as is asking.
 //!
 //! Failure: nodes of different clusters, shards that nobody knows, or an incarnation that was used
 //! before are refused by name; then nothing was changed anywhere.
@@ -26,8 +35,15 @@ use annulus_types::{NodeId, RoutingTable, ShardRoute};
 use crate::plan::FIRST_COUNTER;
 use crate::state::{SETTINGS, check, counter_of, id_of, manager_group, new_node, order_members};
 
+mod report;
+
+pub use report::{Report, Stray, report};
+
 /// Bits of an id below the manager's incarnation.
 const COUNTER_BITS: u32 = 32;
+/// Table versions that a former manager may have given out to nodes that do not answer: more than any
+/// gives out in years.
+const VERSION_GAP: u64 = 1 << 20;
 
 /// What a node told.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,6 +52,8 @@ pub struct Told {
     pub heartbeat: v1::HeartbeatRequest,
     /// The routing table that it holds.
     pub table: Option<RoutingTable>,
+    /// The lives of folders that it remembers to be admitted, by node.
+    pub lives: BTreeMap<u32, u64>,
 }
 
 /// No state can be rebuilt.
@@ -56,19 +74,30 @@ pub enum AdoptError {
     /// No node knows a table.
     #[error("no node holds a routing table")]
     NoTable,
+    /// Nobody can be the new manager.
+    #[error("no node that answers has the manager role")]
+    NoManager,
     /// What was put together makes no sense.
     #[error("the nodes do not agree: {0}")]
     Nonsense(String),
 }
 
-/// The state of a new manager for existing nodes. `incarnation`: freshly drawn, 21 bits. `from`:
-/// what an earlier manager exported.
+/// The era of a new manager: above every one that a node or the export knows (H6).
+#[must_use]
+pub fn next_era(told: &[Told], from: Option<&v1::ManagerState>) -> u64 {
+    let stored = told.iter().map(|told| told.heartbeat.era).max().unwrap_or(0);
+    stored.max(from.map_or(0, |from| from.era)) + 1
+}
+
+/// The state of a new manager for existing nodes. `era`: as [`next_era`] gave it before the nodes
+/// stored it. `incarnation`: freshly drawn, 21 bits. `from`: what an earlier manager exported.
 ///
 /// # Errors
 /// See [`AdoptError`].
 pub fn adopt(
     told: &[Told],
     from: Option<&v1::ManagerState>,
+    era: u64,
     incarnation: u32,
 ) -> Result<v1::ManagerState, AdoptError> {
     let cluster_id = cluster_of_all(told)?;
@@ -78,30 +107,33 @@ pub fn adopt(
     let groups = groups_of(told, &tables, &shards);
     check_unused(told, &groups, from, incarnation)?;
 
-    let nodes = nodes_of(told, newest, from);
-    let managers: Vec<NodeId> = told
-        .iter()
-        .filter_map(|told| told.heartbeat.info.as_ref())
+    let nodes = nodes_of(told, newest, &groups, from);
+    let up = nodes.iter().filter(|node| node.state() == v1::NodeState::Up);
+    let managers: Vec<NodeId> = up
+        .filter_map(|node| node.info.as_ref())
         .filter(|info| info.manager)
         .map(|info| NodeId(info.id))
         .collect();
+    if managers.is_empty() {
+        return Err(AdoptError::NoManager);
+    }
     let manager = manager_group(incarnation, &managers);
     let counter = manager.members.iter().map(|member| counter_of(member.replica)).max();
-    let largest = groups.iter().map(|group| group.members.len()).max().unwrap_or(1);
+    let voters = |group: &v1::GroupRecord| group.members.iter().filter(|it| !it.learner).count();
+    let largest = groups.iter().map(voters).max().unwrap_or(1);
     let storage = nodes.iter().filter(|node| node.info.as_ref().is_some_and(|i| i.storage)).count();
     let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
-    let known_era = told.iter().map(|told| told.heartbeat.era).max().unwrap_or(0);
     let known_version = from.map_or(0, |from| from.table_version);
     let state = v1::ManagerState {
         cluster_id,
-        era: known_era.max(from.map_or(0, |from| from.era)) + 1,
+        era,
         incarnation,
         counter: counter.unwrap_or(0).max(FIRST_COUNTER),
         shards_total: count(shards.len()),
         lanes: from.map_or(count(groups.len().div_ceil(storage.max(1))), |from| from.lanes),
         replication: from.map_or(count(largest), |from| from.replication),
         settings: Some(from.and_then(|from| from.settings).unwrap_or(SETTINGS)),
-        table_version: newest.version.0.max(known_version) + 1,
+        table_version: newest.version.0.max(known_version) + VERSION_GAP,
         nodes,
         groups,
         manager: Some(manager),
@@ -218,27 +250,48 @@ fn check_unused(
     Ok(())
 }
 
-/// Who answers is up; who is only known of is down, in a life that nobody knows.
+/// The life of a node that counts, by those who hold the newest table: admissions come with tables.
+fn admitted_life(told: &[Told], node: u32) -> u64 {
+    let remembering = told.iter().filter(|told| told.lives.contains_key(&node));
+    let newest = remembering.max_by_key(|told| told.table.as_ref().map(|table| table.version));
+    newest.and_then(|told| told.lives.get(&node).copied()).unwrap_or(0)
+}
+
+/// Who answers is up; who is only known of is down.
 fn nodes_of(
     told: &[Told],
     newest: &RoutingTable,
+    groups: &[v1::GroupRecord],
     from: Option<&v1::ManagerState>,
 ) -> Vec<v1::NodeRecord> {
     let mut nodes: BTreeMap<u32, v1::NodeRecord> = BTreeMap::new();
     for info in newest.nodes.iter().map(v1::NodeInfo::from) {
         let mut record = new_node(info, 0);
+        record.incarnation = admitted_life(told, id_of(&record));
         record.set_state(v1::NodeState::Down);
         record.down_since_ms = 1;
         nodes.insert(id_of(&record), record);
     }
+    let answers =
+        |id: u32| told.iter().any(|told| told.heartbeat.info.as_ref().is_some_and(|i| i.id == id));
     for known in from.iter().flat_map(|from| &from.nodes) {
+        let id = id_of(known);
+        let listed = nodes.get(&id).and_then(|record| record.info.clone());
         let mut record = known.clone();
         if record.state() != v1::NodeState::Removed {
-            record.set_state(v1::NodeState::Down);
-            record.down_since_ms = 1;
-            record.incarnation = 0;
+            let is_newer = from.is_some_and(|from| newest.version.0 > from.table_version);
+            if listed.is_none() && is_newer && !answers(id) {
+                record.set_state(v1::NodeState::Removed);
+                record.former.push(known.incarnation);
+            } else {
+                record.set_state(v1::NodeState::Down);
+                record.down_since_ms = 1;
+                record.incarnation = admitted_life(told, id);
+                // What was changed since the export is in the table.
+                record.info = listed.or(record.info);
+            }
         }
-        nodes.insert(id_of(known), record);
+        nodes.insert(id, record);
     }
     for heartbeat in told.iter().map(|told| &told.heartbeat) {
         let Some(info) = &heartbeat.info else { continue };
@@ -256,8 +309,19 @@ fn nodes_of(
         record.incarnation = heartbeat.incarnation;
         record.set_state(v1::NodeState::Up);
         record.down_since_ms = 0;
+        record.lost.extend(lost_by(heartbeat, info.id, groups));
+        record.lost.sort_unstable();
+        record.lost.dedup();
     }
     nodes.into_values().filter(|node| id_of(node) != 0).collect()
+}
+
+/// Replicas with a seat on a node that holds nothing of them.
+fn lost_by(heartbeat: &v1::HeartbeatRequest, node: u32, groups: &[v1::GroupRecord]) -> Vec<u64> {
+    let held: BTreeSet<u64> =
+        heartbeat.groups.iter().chain(&heartbeat.absent).map(|report| report.replica).collect();
+    let seats = groups.iter().flat_map(|group| crate::state::seats_on(group, node));
+    seats.map(|seat| seat.replica).filter(|replica| !held.contains(replica)).collect()
 }
 
 #[cfg(test)]

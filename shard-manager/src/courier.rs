@@ -236,6 +236,7 @@ fn push_of(state: &v1::ManagerState, node: &v1::NodeRecord, term: u64) -> v1::Pu
         incarnation,
         table: Some(Manager::table_for(state, node)),
         admitted: state.admitted(),
+        manager_incarnation: state.incarnation,
     }
 }
 

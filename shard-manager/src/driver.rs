@@ -26,7 +26,7 @@ use crate::machine::ManagerMachine;
 use crate::manager::Manager;
 use crate::schedule::Schedule;
 use crate::sight::{SILENT_MS, Sight};
-use crate::state::{StateExt, from_plan, id_of, is_up};
+use crate::state::{StateExt, id_of, is_up};
 
 /// Between two rounds.
 const ROUND: Duration = Duration::from_millis(100);
@@ -36,8 +36,8 @@ const CATCH_UP_LIMIT: Duration = Duration::from_secs(1);
 /// See the module.
 pub struct Driver {
     manager: Arc<Manager>,
-    /// The plan of the birth, if this node was told one.
-    plan: Option<v1::Plan>,
+    /// What the manager begins with, if this node was told: of a birth or of an adoption.
+    first: Option<v1::ManagerState>,
 }
 
 /// What a round found to do.
@@ -50,16 +50,16 @@ struct Found {
 }
 
 impl Driver {
-    /// A driver for this node's replica of group 0.
+    /// A driver for this node's replica of group 0. `first` must be of the manager whose replica it is.
     #[must_use]
     pub fn new(
         env: Env,
         host: Arc<Host>,
         group: Arc<Group>,
         machine: Arc<ManagerMachine>,
-        plan: Option<v1::Plan>,
+        first: Option<v1::ManagerState>,
     ) -> Self {
-        Self { manager: Arc::new(Manager::new(env, host, group, machine)), plan }
+        Self { manager: Arc::new(Manager::new(env, host, group, machine)), first }
     }
 
     /// The handle for this node's services.
@@ -94,15 +94,8 @@ impl Driver {
     }
 
     async fn make(&self) {
-        let Some(plan) = &self.plan else { return };
-        let first = match from_plan(plan) {
-            Ok(first) => first,
-            Err(error) => {
-                tracing::error!(%error, "no cluster can be made from the plan of the birth");
-                return;
-            }
-        };
-        match self.manager.propose(Command::Bootstrap(first)).await {
+        let Some(first) = &self.first else { return };
+        match self.manager.propose(Command::Bootstrap(first.clone())).await {
             Ok(_) => tracing::info!("the cluster is made"),
             Err(error) => tracing::info!(%error, "the cluster is not made yet"),
         }
@@ -203,6 +196,7 @@ fn silent(state: &v1::ManagerState, sight: &Sight, now_ms: u64) -> Vec<v1::Manag
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::from_plan;
     use crate::testing::{plan_of, put};
 
     #[test]

@@ -168,6 +168,7 @@ impl Manager {
         let mut reply = v1::HeartbeatReply {
             table_version: state.table_version,
             era: state.era,
+            manager_incarnation: state.incarnation,
             term,
             ..Default::default()
         };

@@ -1,4 +1,5 @@
-//! The `Admin` service: the birth, the state of the cluster, and what operators ask of the manager.
+//! The `Admin` service: the birth, a new manager (`adoption`), the state of the cluster, and what operators
+//! ask of the manager.
 //!
 //! What the manager alone can answer is answered where its leader is. A tool talks to any node, so a
 //! node that does not have the leader passes the request on to the one that has, once: a node that gets
@@ -25,7 +26,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use super::{Lead, Node, birth, verify};
+use super::{Lead, Node, adoption, birth, verify};
 
 /// In the metadata of a request that another node has passed on.
 const PASSED_ON: &str = "annulus-passed-on";
@@ -164,6 +165,16 @@ impl Admin for AdminService {
         request: Request<v1::InitRequest>,
     ) -> Result<Response<v1::InitReply>, Status> {
         let reply = birth::init(&self.0, request.get_ref()).await;
+        reply.map(Response::new).map_err(refuse)
+    }
+
+    async fn adopt_nodes(
+        &self,
+        request: Request<v1::AdoptNodesRequest>,
+    ) -> Result<Response<v1::AdoptNodesReply>, Status> {
+        let whole = deadline_of(request.metadata()).unwrap_or(DEADLINE_MOST).min(DEADLINE_MOST);
+        let (limit, request) = (working_limit(whole), request.into_inner());
+        let reply = Box::pin(adoption::adopt_nodes(&self.0, request, limit)).await;
         reply.map(Response::new).map_err(refuse)
     }
 

@@ -32,7 +32,6 @@ use annulus_types::{
     ClusterId, Error, ErrorKind, GroupId, MemberRole, MemberRoute, NodeId, NodeInfo, ReplicaId,
     RoutingTable,
 };
-use prost::Message as _;
 use tonic::transport::Channel;
 
 use super::Node;
@@ -46,27 +45,34 @@ const CALL_LIMIT: Duration = Duration::from_secs(2);
 /// is left of an `init` that lost against another: it is none.
 pub(super) fn stored_plan(node: &Node) -> Option<v1::Plan> {
     let cluster = node.folder.lock().identity().cluster;
-    let plan = read_plan(node)?;
+    let plan: v1::Plan = read_message(node, FILE)?;
     (cluster.is_unborn() || plan.cluster_id.as_ref() == cluster.0).then_some(plan)
 }
 
-fn read_plan(node: &Node) -> Option<v1::Plan> {
-    let path = node.config.data_dir.join(FILE);
+/// A message that was stored in the node's folder; `None` for none, or one that does not read. Waits on the
+/// disk.
+pub(super) fn read_message<M: prost::Message + Default>(node: &Node, file: &str) -> Option<M> {
+    let path = node.config.data_dir.join(file);
     let bytes = read_file(node.env.disk.as_ref(), &path, DECODE_BYTES as u64).ok()?;
     let (head, body) = bytes.split_at_checked(5)?;
     let crc = u32::from_be_bytes(head.get(1..5)?.try_into().ok()?);
     if head.first() != Some(&VERSION) || crc32fast::hash(body) != crc {
         return None;
     }
-    v1::Plan::decode(body).ok()
+    M::decode(body).ok()
 }
 
-fn store_plan(node: &Node, plan: &v1::Plan) -> std::io::Result<()> {
-    let body = plan.encode_to_vec();
+/// Stores a message in the node's folder, synced: a version, a checksum, and the message. Waits on the disk.
+pub(super) fn store_message(
+    node: &Node,
+    file: &str,
+    message: &impl prost::Message,
+) -> std::io::Result<()> {
+    let body = message.encode_to_vec();
     let mut bytes = vec![VERSION];
     bytes.extend_from_slice(&crc32fast::hash(&body).to_be_bytes());
     bytes.extend_from_slice(&body);
-    replace_file(node.env.disk.as_ref(), &node.config.data_dir, FILE, &bytes)
+    replace_file(node.env.disk.as_ref(), &node.config.data_dir, file, &bytes)
 }
 
 fn not_ready(reason: impl Into<String>) -> Error {
@@ -117,7 +123,8 @@ pub(super) async fn init(
             return Ok(v1::InitReply { cluster_id, created: false });
         }
         let plan = draw_plan(node, request).await?;
-        store_plan(node, &plan).map_err(|error| not_ready(format!("storing the plan: {error}")))?;
+        store_message(node, FILE, &plan)
+            .map_err(|error| not_ready(format!("storing the plan: {error}")))?;
         plan
     };
     carry_out(node, &plan).await?;
@@ -266,7 +273,8 @@ pub(super) async fn found(node: &Arc<Node>, request: v1::FoundRequest) -> Result
     }
     check_life(node, request.node, planned_life(&plan, request.node))?;
     if stored_plan(node).is_none() {
-        store_plan(node, &plan).map_err(|error| not_ready(format!("storing the plan: {error}")))?;
+        store_message(node, FILE, &plan)
+            .map_err(|error| not_ready(format!("storing the plan: {error}")))?;
     }
     for planned in &plan.nodes {
         if let Some(info) = &planned.info {

@@ -270,7 +270,7 @@ async fn create(
 
 impl Node {
     /// Lets go of what served a replica that is not open any more.
-    fn forget(&self, host: &Host, group: GroupId) {
+    pub(super) fn forget(&self, host: &Host, group: GroupId) {
         if host.group(group).is_some() {
             return;
         }
@@ -284,6 +284,8 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use annulus_raft::Reign;
+
     use super::*;
 
     #[test]
@@ -305,6 +307,7 @@ mod tests {
         let disk = Arc::new(annulus_runtime::RealDisk);
         let fences = Fences::open(disk, dir.path()).unwrap();
         let fence = |term, generation| Fence { era: 1, term, generation };
+        fences.obey_reign(Reign { era: 1, incarnation: 5 }).unwrap();
         fences.obey(GroupId(7), fence(5, 3)).unwrap();
         let field = |told| match refusal(&fences.obey(GroupId(7), told).unwrap_err()).kind {
             ErrorKind::BadRequest { field, message } => (field, message),

@@ -1,36 +1,41 @@
 //! What this node remembers of the manager's commands (H6): the highest era, term and generation per
-//! group, and the highest era of all.
+//! group, and the reign that it obeys: the highest era of all, and the incarnation of its manager.
 //!
 //! ```text
 //! files fences.0, fences.1 (the same twice; one good copy is enough), numbers big-endian:
-//!   version u8 = 1 | era u64
+//!   version u8 = 2 | era u64 | manager's incarnation u32
 //!   | per group, by id: group u64 | era u64 | term u64 | generation u64
 //!   | crc32 of all before u32
 //! ```
 //!
 //! Invariants: what a command raises is synced before the command has any effect, and a command that is
-//! lower than what was ever obeyed is refused, also after a restart. Of two copies that differ the
+//! lower than what was ever obeyed is refused, also after a restart. An era has one manager: another
+//! incarnation in the same era is refused. A command does not raise the era, because it does not tell the
+//! incarnation: before the first command of an era its reign is stored (a push, a heartbeat's answer, a
+//! peer's ping, the beginning of an adoption). Of two copies that differ the
 //! higher fences count: the later one was cut short. What was read is written again before it counts:
 //! the process that wrote it may have ended before its sync.
 //!
 //! Failure: without a readable copy, where there are copies, the node does not start. It cannot know
 //! which managers it must not obey any more.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use annulus_raft::Reign;
 use annulus_runtime::Disk;
 use annulus_runtime::disk::{read_file, replace_file};
 use annulus_types::GroupId;
 use parking_lot::Mutex;
 
 const COPIES: [&str; 2] = ["fences.0", "fences.1"];
-const VERSION: u8 = 1;
-/// Version, era, checksum.
-const FRAME_BYTES: usize = 1 + 8 + 4;
+const VERSION: u8 = 2;
+/// Version, era, incarnation, checksum.
+const FRAME_BYTES: usize = 1 + 8 + 4 + 4;
 /// Of one group in the file.
 const GROUP_BYTES: usize = 32;
 /// Groups that a file may name: far above what a cluster ever had.
@@ -75,6 +80,20 @@ pub enum FenceError {
         /// What was obeyed.
         known: u64,
     },
+    /// It is of a manager of which nothing is stored yet.
+    #[error("this node has stored era {known}, and not yet era {told}")]
+    Early {
+        /// What the command says of itself.
+        told: u64,
+        /// What is stored.
+        known: u64,
+    },
+    /// Two managers have one era, and the other one was first.
+    #[error("this node obeys another manager of era {era}; make one of a later era")]
+    Rival {
+        /// Of both.
+        era: u64,
+    },
     /// Both copies are unreadable: what was obeyed cannot be known.
     #[error("{0}: neither copy of the fences is readable")]
     Unreadable(PathBuf),
@@ -87,11 +106,11 @@ impl FenceError {
     /// The field of the command that is too low, by its wire name; `None` when none is.
     pub fn field(&self) -> Option<&'static str> {
         match self {
-            Self::Era { .. } => Some("era"),
+            Self::Era { .. } | Self::Rival { .. } => Some("era"),
             Self::Behind { told, known, .. } if told.era != known.era => Some("era"),
             Self::Behind { told, known, .. } if told.term != known.term => Some("term"),
             Self::Behind { .. } => Some("generation"),
-            Self::Unreadable(_) | Self::Io(_) => None,
+            Self::Early { .. } | Self::Unreadable(_) | Self::Io(_) => None,
         }
     }
 }
@@ -99,40 +118,47 @@ impl FenceError {
 /// What is remembered. Knows no disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Memory {
-    era: u64,
+    reign: Reign,
     groups: BTreeMap<GroupId, Fence>,
 }
 
 impl Memory {
     /// The memory with a command in it; `None` when it raises nothing.
     fn obey(&self, group: GroupId, told: Fence) -> Result<Option<Self>, FenceError> {
-        if told.era < self.era {
-            return Err(FenceError::Era { told: told.era, known: self.era });
+        let era = self.reign.era;
+        match told.era.cmp(&era) {
+            Ordering::Less => return Err(FenceError::Era { told: told.era, known: era }),
+            Ordering::Greater => return Err(FenceError::Early { told: told.era, known: era }),
+            Ordering::Equal => {}
         }
         let known = self.groups.get(&group).copied().unwrap_or_default();
         if told < known {
             return Err(FenceError::Behind { group, told, known });
         }
-        if told == known && told.era == self.era {
+        if told == known {
             return Ok(None);
         }
         let mut next = self.clone();
-        next.era = told.era;
         next.groups.insert(group, told);
         Ok(Some(next))
     }
 
-    /// The memory with an era in it; `None` when it raises nothing.
-    fn obey_era(&self, told: u64) -> Result<Option<Self>, FenceError> {
-        if told < self.era {
-            return Err(FenceError::Era { told, known: self.era });
+    /// The memory with a reign in it; `None` when it raises nothing.
+    fn obey_reign(&self, told: Reign) -> Result<Option<Self>, FenceError> {
+        let known = self.reign;
+        match told.era.cmp(&known.era) {
+            Ordering::Less => Err(FenceError::Era { told: told.era, known: known.era }),
+            Ordering::Equal if told == known => Ok(None),
+            Ordering::Equal => Err(FenceError::Rival { era: told.era }),
+            Ordering::Greater => Ok(Some(Self { reign: told, ..self.clone() })),
         }
-        Ok((told > self.era).then(|| Self { era: told, ..self.clone() }))
     }
 
     /// The higher of everything.
     fn merge(mut self, other: Self) -> Self {
-        self.era = self.era.max(other.era);
+        if other.reign.era > self.reign.era {
+            self.reign = other.reign;
+        }
         for (group, fence) in other.groups {
             let known = self.groups.entry(group).or_default();
             *known = fence.max(*known);
@@ -143,7 +169,8 @@ impl Memory {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(FRAME_BYTES + self.groups.len() * GROUP_BYTES);
         out.push(VERSION);
-        out.extend_from_slice(&self.era.to_be_bytes());
+        out.extend_from_slice(&self.reign.era.to_be_bytes());
+        out.extend_from_slice(&self.reign.incarnation.to_be_bytes());
         for (group, fence) in &self.groups {
             for number in [group.0, fence.era, fence.term, fence.generation] {
                 out.extend_from_slice(&number.to_be_bytes());
@@ -160,11 +187,13 @@ impl Memory {
             return None;
         }
         let (version, body) = body.split_first()?;
-        let (era, groups) = body.split_first_chunk::<8>()?;
+        let (era, body) = body.split_first_chunk::<8>()?;
+        let (incarnation, groups) = body.split_first_chunk::<4>()?;
         if *version != VERSION || !groups.len().is_multiple_of(GROUP_BYTES) {
             return None;
         }
-        let mut memory = Self { era: u64::from_be_bytes(*era), ..Self::default() };
+        let (era, incarnation) = (u64::from_be_bytes(*era), u32::from_be_bytes(*incarnation));
+        let mut memory = Self { reign: Reign { era, incarnation }, ..Self::default() };
         for row in groups.chunks_exact(GROUP_BYTES) {
             let mut numbers = row.chunks_exact(8).map(|number| {
                 number.iter().fold(0, |sum: u64, byte| (sum << 8) | u64::from(*byte))
@@ -232,23 +261,31 @@ impl Fences {
     /// The highest era of a manager that was obeyed; 0 before the first.
     #[must_use]
     pub fn era(&self) -> u64 {
-        self.memory.lock().era
+        self.reign().era
+    }
+
+    /// That era, with the incarnation of its manager.
+    #[must_use]
+    pub fn reign(&self) -> Reign {
+        self.memory.lock().reign
     }
 
     /// Takes note of a command about a group, synced on return. Waits on the disk.
     ///
     /// # Errors
-    /// When a later one was obeyed, or it cannot be stored; the command must then have no effect.
+    /// When a later one was obeyed, its era is not stored yet, or it cannot be stored itself; the command
+    /// must then have no effect.
     pub fn obey(&self, group: GroupId, told: Fence) -> Result<(), FenceError> {
         self.change(|memory| memory.obey(group, told))
     }
 
-    /// Takes note of what concerns no group. Waits on the disk.
+    /// Takes note of a manager's reign, synced on return. Waits on the disk.
     ///
     /// # Errors
-    /// As [`Fences::obey`].
-    pub fn obey_era(&self, told: u64) -> Result<(), FenceError> {
-        self.change(|memory| memory.obey_era(told))
+    /// When a later era was obeyed, or another manager of the same one, or it cannot be stored; nothing of
+    /// that manager must then have an effect.
+    pub fn obey_reign(&self, told: Reign) -> Result<(), FenceError> {
+        self.change(|memory| memory.obey_reign(told))
     }
 
     fn change(
@@ -277,6 +314,14 @@ mod tests {
         Fence { era, term, generation }
     }
 
+    fn reign(era: u64) -> Reign {
+        Reign { era, incarnation: 5 }
+    }
+
+    fn begun(era: u64) -> Memory {
+        Memory { reign: reign(era), groups: BTreeMap::new() }
+    }
+
     fn open(dir: &Path) -> Result<Fences, FenceError> {
         Fences::open(Arc::new(RealDisk), dir)
     }
@@ -284,16 +329,17 @@ mod tests {
     #[test]
     fn era_comes_before_term_and_term_before_generation() {
         let known = fence(2, 5, 9);
-        let memory = Memory::default().obey(GROUP, known).unwrap().unwrap();
+        let memory = begun(2).obey(GROUP, known).unwrap().unwrap();
         let judge = |told| match memory.obey(GROUP, told) {
             Ok(Some(_)) => "raises",
             Ok(None) => "repeats",
-            Err(error) => error.field().unwrap(),
+            Err(error) => error.field().unwrap_or("later"),
         };
         assert_eq!(judge(known), "repeats");
         assert_eq!(judge(fence(2, 5, 10)), "raises");
         assert_eq!(judge(fence(2, 6, 1)), "raises");
-        assert_eq!(judge(fence(3, 1, 1)), "raises");
+        // Whose era that is was not told yet.
+        assert_eq!(judge(fence(3, 1, 1)), "later");
         assert_eq!(judge(fence(2, 5, 8)), "generation");
         assert_eq!(judge(fence(2, 4, 10)), "term");
         assert_eq!(judge(fence(1, 6, 10)), "era");
@@ -301,9 +347,14 @@ mod tests {
         let other = memory.obey(GroupId(8), fence(1, 9, 9)).unwrap_err();
         assert_eq!(other.field(), Some("era"));
         assert!(memory.obey(GroupId(8), fence(2, 1, 1)).unwrap().is_some());
-        assert!(memory.obey_era(1).is_err());
-        assert_eq!(memory.obey_era(2).unwrap(), None);
-        assert_eq!(memory.obey_era(3).unwrap().unwrap().era, 3);
+        assert!(memory.obey_reign(reign(1)).is_err());
+        assert_eq!(memory.obey_reign(reign(2)).unwrap(), None);
+        let rival = memory.obey_reign(Reign { era: 2, incarnation: 9 }).unwrap_err();
+        assert_eq!(rival.field(), Some("era"));
+        let next = memory.obey_reign(reign(3)).unwrap().unwrap();
+        assert_eq!(next.reign, reign(3));
+        let first = next.obey(GROUP, fence(3, 1, 1)).unwrap().unwrap();
+        assert_eq!(first.groups[&GROUP], fence(3, 1, 1), "a new manager begins to count anew");
     }
 
     #[test]
@@ -311,6 +362,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fences = open(dir.path()).unwrap();
         assert_eq!(fences.era(), 0);
+        fences.obey_reign(reign(1)).unwrap();
         fences.obey(GROUP, fence(1, 5, 2)).unwrap();
         fences.obey(GROUP, fence(1, 5, 2)).unwrap();
         fences.obey(GroupId(0), fence(1, 4, 0)).unwrap();
@@ -322,7 +374,7 @@ mod tests {
                     generation 1";
         assert_eq!(refused.to_string(), text);
         fences.obey(GroupId(0), fence(1, 4, 0)).unwrap();
-        fences.obey_era(2).unwrap();
+        fences.obey_reign(reign(2)).unwrap();
         assert!(fences.obey(GROUP, fence(1, 6, 3)).is_err());
     }
 
@@ -333,10 +385,13 @@ mod tests {
             let file = RealDisk.open(&dir.path().join(copy), Open::Write).unwrap();
             file.write_all_at(&[9], 3).unwrap();
         };
-        open(dir.path()).unwrap().obey(GROUP, fence(1, 5, 2)).unwrap();
+        let fences = open(dir.path()).unwrap();
+        fences.obey_reign(reign(1)).unwrap();
+        fences.obey(GROUP, fence(1, 5, 2)).unwrap();
+        drop(fences);
         spoil(COPIES[0]);
         // As after a crash between the two writes.
-        let older = Memory::default().obey(GROUP, fence(1, 4, 9)).unwrap().unwrap();
+        let older = begun(1).obey(GROUP, fence(1, 4, 9)).unwrap().unwrap();
         assert_eq!(open(dir.path()).unwrap().memory.into_inner().groups[&GROUP], fence(1, 5, 2));
         replace_file(&RealDisk, dir.path(), COPIES[1], &older.encode()).unwrap();
         assert_eq!(open(dir.path()).unwrap().memory.into_inner().groups[&GROUP], fence(1, 5, 2));
@@ -346,14 +401,14 @@ mod tests {
 
     #[test]
     fn the_layout_is_pinned() {
-        let mut memory = Memory { era: 3, groups: BTreeMap::new() };
+        let mut memory = begun(3);
         memory.groups.insert(GroupId(258), fence(1, 2, 4));
         let bytes = memory.encode();
         assert_eq!(bytes.len(), FRAME_BYTES + GROUP_BYTES);
-        assert_eq!(&bytes[..9], b"\x01\0\0\0\0\0\0\0\x03");
-        assert_eq!(&bytes[9..17], b"\0\0\0\0\0\0\x01\x02");
+        assert_eq!(&bytes[..13], b"\x02\0\0\0\0\0\0\0\x03\0\0\0\x05");
+        assert_eq!(&bytes[13..21], b"\0\0\0\0\0\0\x01\x02");
         let numbers = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x04";
-        assert_eq!(&bytes[17..41], numbers);
+        assert_eq!(&bytes[21..45], numbers);
         assert_eq!(Memory::decode(&bytes), Some(memory));
         assert_eq!(Memory::decode(&bytes[..bytes.len() - 1]), None);
     }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use annulus_proto::convert::{cluster_of, error_of};
 use annulus_proto::v1;
 use annulus_proto::v1::peer_client::PeerClient;
+use annulus_raft::Reign;
 use annulus_types::limits::DECODE_BYTES;
 use annulus_types::{ClusterId, Error, ErrorKind, NodeId};
 use tonic::transport::Channel;
@@ -212,9 +213,8 @@ impl Caller {
             return;
         }
         if reply.era > self.node.fences.era() {
-            let fences = Arc::clone(&self.node.fences);
-            let stored = tokio::task::spawn_blocking(move || fences.obey_era(reply.era)).await;
-            if let Ok(Err(error)) = stored {
+            let reign = Reign { era: reply.era, incarnation: reply.manager_incarnation };
+            if let Err(error) = Box::pin(self.node.hear_reign(reign)).await {
                 tracing::warn!(%error, "the manager's era is not stored yet");
             }
         }

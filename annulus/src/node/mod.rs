@@ -11,7 +11,8 @@
 //!
 //! What a node hears of the manager: the table (`peer`), commands (`command`, behind `fences`), and the
 //! answers to its heartbeats (`heartbeat`, with what `reports` finds). What operators ask goes through
-//! `admin` to the manager's leader, wherever that is.
+//! `admin` to the manager's leader, wherever that is. A manager that has lost its state is made anew by one
+//! of the nodes (`adoption`), and what others hold of the former one is put aside (`eras`).
 //!
 //! # Failure
 //!
@@ -21,8 +22,10 @@
 //! what was not acknowledged is lost, nothing else, and the next start begins from the disk.
 
 mod admin;
+mod adoption;
 mod birth;
 mod command;
+mod eras;
 mod fences;
 mod heartbeat;
 mod http;
@@ -207,7 +210,8 @@ impl Node {
             .max_decoding_message_size(DECODE_BYTES)
             .max_encoding_message_size(DECODE_BYTES);
         let routes = RoutesServer::new(RoutesService::new(Arc::clone(&self.serving)));
-        let admin = AdminServer::new(admin::AdminService(Arc::clone(self)));
+        let admin = AdminServer::new(admin::AdminService(Arc::clone(self)))
+            .max_decoding_message_size(DECODE_BYTES);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(annulus_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -270,7 +274,8 @@ impl Node {
             self.config.timing(),
             self.config.data_dir.clone(),
             on_dead,
-        );
+        )
+        .in_reign(self.fences.reign());
         options.slow_apply = Duration::from_millis(self.config.unsafe_slow_apply_ms);
         let host = Host::start(
             &self.env,
@@ -280,7 +285,12 @@ impl Node {
             writer,
             Arc::clone(&self.book),
         )?;
+        if let Err(error) = Box::pin(self.put_aside(&host)).await {
+            tracing::error!(%error, "a replica of a former manager stays closed and is not ended yet");
+        }
         self.open_held(&host).await?;
+        let watching = eras::watch(Arc::clone(self), Arc::clone(&host));
+        self.env.tasks.spawn("eras", OnEnd::StopNode, watching);
         self.serving.set(Arc::new(annulus_server::kv::Serving {
             env: self.env.clone(),
             host,
@@ -296,6 +306,7 @@ impl Node {
         let sweeping = sweep(self.env.clone(), Arc::clone(&self.shards));
         self.env.tasks.spawn("prefix sweeper", OnEnd::StopNode, sweeping);
         birth::resume(self).await?;
+        adoption::resume(self);
         self.health.set_service_status("", tonic_health::ServingStatus::Serving).await;
         Ok(())
     }

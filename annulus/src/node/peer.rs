@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use annulus_proto::convert::{cluster_bytes, status_of};
 use annulus_proto::v1;
 use annulus_proto::v1::peer_server::Peer;
-use annulus_raft::{FrameStream, GroupSpec, HostError};
+use annulus_raft::{FrameStream, GroupSpec, HostError, Reign};
 use annulus_runtime::{OnEnd, Stream};
 use annulus_server::deadline::{deadline_of, working_limit};
 use annulus_types::{Error, ErrorKind, NodeId, RoutingTable};
@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Lead, Node, birth, command, replicas};
+use super::{Lead, Node, adoption, birth, command, replicas};
 
 /// A connection as tonic wants it.
 pub(super) struct Incoming {
@@ -165,6 +165,33 @@ impl Peer for PeerService {
         let done = self.to_its_end(async move { command::run(&node, request, limit).await });
         done.await.map(Response::new)
     }
+
+    async fn survey(
+        &self,
+        _request: Request<v1::SurveyRequest>,
+    ) -> Result<Response<v1::SurveyReply>, Status> {
+        Ok(Response::new(Box::pin(self.0.survey()).await))
+    }
+
+    async fn begin_era(
+        &self,
+        request: Request<v1::BeginEraRequest>,
+    ) -> Result<Response<v1::SurveyReply>, Status> {
+        let node = Arc::clone(&self.0);
+        let request = request.into_inner();
+        let begun = self.to_its_end(async move { adoption::begin_era(&node, &request).await });
+        begun.await.map(Response::new)
+    }
+
+    async fn appoint(
+        &self,
+        request: Request<v1::AppointRequest>,
+    ) -> Result<Response<v1::AppointReply>, Status> {
+        let node = Arc::clone(&self.0);
+        let request = request.into_inner();
+        self.to_its_end(async move { adoption::appoint(&node, request).await }).await?;
+        Ok(Response::new(v1::AppointReply {}))
+    }
 }
 
 fn not_leader(leader: Option<NodeId>) -> Error {
@@ -208,7 +235,8 @@ async fn take_table(node: &Arc<Node>, request: v1::PushRequest) -> Result<v1::Pu
         let actual = host.options().cluster;
         return Err(Error::refused(ErrorKind::WrongCluster { actual }));
     }
-    obey(node, request.era, request.term).await?;
+    let reign = Reign { era: request.era, incarnation: request.manager_incarnation };
+    obey(node, reign, request.term).await?;
     if table.version < node.tables.version() {
         // Overtaken on its way; what it calls founding may be long over.
         return Ok(v1::PushReply { table_version: node.tables.version().0 });
@@ -246,15 +274,13 @@ async fn take_table(node: &Arc<Node>, request: v1::PushRequest) -> Result<v1::Pu
 }
 
 /// A manager that is behind another one, by its era or in its era by its term, is not listened to (H6).
-async fn obey(node: &Arc<Node>, era: u64, term: u64) -> Result<(), Error> {
-    if (era, term) < *node.fence.lock() {
+/// Called under `changing`.
+async fn obey(node: &Arc<Node>, reign: Reign, term: u64) -> Result<(), Error> {
+    Box::pin(node.enter_reign(reign)).await?;
+    let mut fence = node.fence.lock();
+    if (reign.era, term) < *fence {
         return Err(Error::bad_request("term", "a later manager has spoken"));
     }
-    let fences = Arc::clone(&node.fences);
-    let obeyed = tokio::task::spawn_blocking(move || fences.obey_era(era)).await;
-    let obeyed = obeyed
-        .map_err(|error| Error::refused(ErrorKind::NotReady { reason: error.to_string() }))?;
-    obeyed.map_err(|error| command::refusal(&error))?;
-    *node.fence.lock() = (era, term);
+    *fence = (reign.era, term);
     Ok(())
 }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_engine::{Engine, EngineKind};
-use annulus_raft::{Group, GroupSpec, Host, HostError, Machine};
+use annulus_proto::v1;
+use annulus_raft::{Group, GroupSpec, Host, HostError, Machine, Reign};
 use annulus_runtime::{Env, OnEnd};
 use annulus_server::ShardMachine;
 use annulus_server::operation::Op;
+use annulus_shard_manager::state::from_plan;
 use annulus_shard_manager::{Driver, ManagerMachine};
 use annulus_types::token::MICRO_SLICES;
 use annulus_types::{GroupId, MemberRoute, NodeId, ReplicaId, RoutingTable, ShardRoute};
@@ -54,7 +56,7 @@ impl Node {
             let spec = GroupSpec { group, replica, found };
             match self.open_replica(host, spec).await {
                 Ok(_) => {}
-                Err(error @ HostError::NeedsRefill { .. }) => {
+                Err(error @ (HostError::NeedsRefill { .. } | HostError::Deposed(_))) => {
                     tracing::error!(%group, %replica, %error, "replica stays absent");
                 }
                 Err(HostError::Damaged { file, offset, reason }) => {
@@ -117,11 +119,40 @@ impl Node {
         if managing.as_ref().is_some_and(|(replica, _)| *replica == group.replica()) {
             return;
         }
-        let plan = super::birth::stored_plan(self);
+        let first = self.first_state(group.replica(), &machine);
         let (host, replica) = (Arc::clone(host), group.replica());
-        let driver = Driver::new(self.env.clone(), host, Arc::clone(group), machine, plan);
+        let driver = Driver::new(self.env.clone(), host, Arc::clone(group), machine, first);
         *managing = Some((replica, driver.manager()));
         self.env.tasks.spawn("manager driver", OnEnd::StopNode, driver.run());
+    }
+}
+
+impl Node {
+    /// What the manager with this replica begins with, if this node was told and it is to begin still. A plan or
+    /// state of another manager than the replica's is none of its business (H6).
+    fn first_state(
+        &self,
+        replica: ReplicaId,
+        machine: &ManagerMachine,
+    ) -> Option<v1::ManagerState> {
+        if machine.state().is_some() {
+            return None;
+        }
+        let is_own = |era, incarnation| Reign { era, incarnation }.admits(replica);
+        let adopted = super::adoption::stored(self);
+        let adopted = adopted.filter(|it| is_own(it.era, it.incarnation)).and_then(|it| it.state);
+        if adopted.is_some() {
+            return adopted;
+        }
+        let plan = super::birth::stored_plan(self);
+        let plan = plan.filter(|plan| is_own(plan.era, plan.incarnation))?;
+        match from_plan(&plan) {
+            Ok(first) => Some(first),
+            Err(error) => {
+                tracing::error!(%error, "no cluster can be made from the plan of the birth");
+                None
+            }
+        }
     }
 }
 

@@ -97,6 +97,9 @@ pub enum HostError {
     /// Another replica of the group is held here.
     #[error("replica {0} of the group is held here")]
     Occupied(ReplicaId),
+    /// The replica is of another manager than the present one (H6).
+    #[error("replica {0} belongs to the group of another manager than the present one")]
+    Deposed(ReplicaId),
 }
 
 /// A replica to be opened.
@@ -336,6 +339,12 @@ impl Host {
         self.lives.admit(&others).await
     }
 
+    /// The lives that are remembered of other nodes: the admitted one of each, else the one that was seen.
+    #[must_use]
+    pub fn lives(&self) -> Vec<(NodeId, u64)> {
+        self.lives.counted()
+    }
+
     /// Who this node is.
     #[must_use]
     pub fn options(&self) -> &Options {
@@ -346,14 +355,17 @@ impl Host {
     /// before it takes part in anything. Not cancel-safe: run it to its end.
     ///
     /// # Errors
-    /// When the replica was destroyed, or another of its group has its place; when its log is damaged, or
-    /// log, engine or openraft refuse.
+    /// When the replica was destroyed, another of its group has its place, or it is of a former manager;
+    /// when its log is damaged, or log, engine or openraft refuse.
     pub async fn open_group(
         &self,
         spec: GroupSpec,
         machine: Arc<dyn Machine>,
     ) -> Result<Arc<Group>, HostError> {
         let _one_at_a_time = self.opening.lock().await;
+        if spec.group == GroupId::MANAGER && !self.reign().admits(spec.replica) {
+            return Err(HostError::Deposed(spec.replica));
+        }
         let same = |group: &Arc<Group>| group.replica() == spec.replica;
         if let Some(group) = self.group(spec.group).filter(same) {
             // An earlier opening may have been cut off before this.

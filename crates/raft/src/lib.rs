@@ -11,7 +11,8 @@
 //! [`host`] (how it is put together), `keeper` (elections after a death), `polls` (how old a replica's
 //! state may be). How a replica is replaced: `seed` (its state is sent to the new one), [`membership`]
 //! (who votes), `digest` and `verify` (whether replicas hold the same), `retire` (the old one is
-//! destroyed) and `remains` (what it leaves); `traffic` counts what that costs the network.
+//! destroyed) and `remains` (what it leaves); `traffic` counts what that costs the network. `reign` tells the
+//! replicas of one manager's group from those of another's.
 
 mod book;
 mod codec;
@@ -33,6 +34,7 @@ mod network;
 mod options;
 pub mod packer;
 mod polls;
+mod reign;
 mod remains;
 mod replica;
 mod retire;
@@ -56,6 +58,7 @@ pub use machine::{Applying, FileSpec, Import, Machine};
 pub use membership::{Change, MembershipView, SeatView};
 pub use options::{BadTiming, OnDead, Options, Timing};
 pub use packer::Proposed;
+pub use reign::Reign;
 pub use serve::FrameStream;
 pub use traffic::MoveTraffic;
 pub use verify::{Compared, Comparison, Verdict};

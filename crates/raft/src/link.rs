@@ -40,6 +40,7 @@ use crate::connect;
 use crate::frames::{self, Assembler, Lane, Packer};
 use crate::lives::{Known, Life, Lives, NotHeard};
 use crate::options::Options;
+use crate::reign::Reign;
 
 /// Requests of one lane that may wait for the link.
 const QUEUE: usize = 1024;
@@ -340,13 +341,14 @@ impl Link {
         let Some(about) = about else {
             return Err(Ended::Broken("the peer does not say who it is"));
         };
-        let life = Life::told(incarnation, &about);
+        let (life, reign) = (Life::told(incarnation, &about), Reign::told(&about));
         let Some(info) = about.info.map(NodeInfo::from) else { return Ok(false) };
         if info.id != self.peer {
             return Err(Ended::Broken("another node answered at this address"));
         }
         match (self.lives.hear_answer(self.peer, life, known).await, refusal) {
             (Ok(()), None) => {
+                self.options.reigns.hear(reign);
                 self.book.told(info);
                 self.last_pong.store(now.0, Ordering::Relaxed);
                 Ok(true)

@@ -222,6 +222,16 @@ impl Lives {
         self.held.lock().memory.0.get(&node).and_then(|past| past.known)
     }
 
+    /// The life of each node that counts: the admitted one, else the one that was seen first.
+    pub(crate) fn counted(&self) -> Vec<(NodeId, u64)> {
+        let held = self.held.lock();
+        let lives = held.memory.0.iter().filter_map(|(node, past)| {
+            let seen = past.known.map(|known| known.incarnation);
+            Some((*node, past.admitted.or(seen)?))
+        });
+        lives.collect()
+    }
+
     /// Whether the manager admits another life of the node than this one: what still comes of it over a
     /// link that was accepted before is not heard any more.
     pub(crate) fn is_replaced(&self, node: NodeId, incarnation: u64) -> bool {

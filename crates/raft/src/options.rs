@@ -12,6 +12,7 @@ use annulus_wal::{Position, Wal};
 
 use crate::frames::Sender;
 use crate::gate::Weaken;
+use crate::reign::{Reign, Reigns};
 
 /// An inequality of [`Timing`] that does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,6 +121,8 @@ pub struct Options {
     pub(crate) silent: Duration,
     pub(crate) reconnect: Duration,
     pub(crate) connect_timeout: Duration,
+    /// Shared by all clones.
+    pub(crate) reigns: Arc<Reigns>,
 }
 
 impl Options {
@@ -148,7 +151,15 @@ impl Options {
             silent: timing.ping * 30,
             reconnect: Duration::from_millis(50),
             connect_timeout: Duration::from_millis(500),
+            reigns: Arc::default(),
         }
+    }
+
+    /// With the manager's reign that the folder has stored; without it none is known (H6).
+    #[must_use]
+    pub fn in_reign(self, reign: Reign) -> Self {
+        self.reigns.enter(reign);
+        self
     }
 
     pub(crate) fn sender(&self) -> Sender {
@@ -158,12 +169,15 @@ impl Options {
     /// What a ping or its answer tells of the node and its log.
     pub(crate) fn about(&self, wal: &Wal) -> v1::Ping {
         let told = |Position { segment, offset }| v1::LogPosition { segment, offset };
+        let Reign { era, incarnation } = self.reigns.own();
         v1::Ping {
             boot_counter: self.boot.0,
             boot_id: self.boot.1,
             position: Some(told(wal.durable_position())),
             info: Some(v1::NodeInfo::from(&self.info)),
             recovered: Some(told(wal.recovered_end())),
+            era,
+            manager_incarnation: incarnation,
         }
     }
 }

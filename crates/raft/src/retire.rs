@@ -22,6 +22,9 @@
 //! the entry from which on its group is known to have removed it; a membership below that proves nothing.
 //! Without that entry the replica stays.
 //!
+//! One kind of replica needs no proof: of the manager's group, once a later manager's era is stored on the
+//! node (H6, `reign`). Its group is over, whatever it would say.
+//!
 //! # The order
 //!
 //! 1. The group leaves the host, so that nobody reaches it; its gate is shut for good, readers and
@@ -214,6 +217,20 @@ impl Host {
             }
         }
         self.destroy(stream, true).await
+    }
+
+    /// Ends this node's replica of a former manager's group: the one end that needs no proof of the group,
+    /// because a later era was stored here (H6). One that was ended already is no error. Dropping the future
+    /// loses the answer only.
+    ///
+    /// # Errors
+    /// `NotReady` for a replica of the present reign: nothing has happened. Otherwise it is not done yet, and
+    /// to be asked for again; no peer is heard by the replica meanwhile.
+    pub async fn depose(self: &Arc<Self>, replica: ReplicaId) -> Result<(), Error> {
+        if self.reign().admits(replica) {
+            return Err(not_ready(format!("replica {replica} is of the present manager's group")));
+        }
+        self.destroy(StreamId { group: GroupId::MANAGER, replica }, false).await
     }
 
     /// What a replica of this folder says of its seat, open or not.

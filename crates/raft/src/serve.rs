@@ -8,7 +8,7 @@
 //! - Nothing is delivered to a replica whose id differs from the one named (N2): openraft cannot
 //!   tell an old replica of this node from a new one. The question for a group's membership alone may be
 //!   for whichever replica there is (H4). Nor from a replica that the membership knows on
-//!   another node than the sender.
+//!   another node than the sender, nor from one of a former manager's group (H6).
 //! - Appends of one replication stream reach openraft in the order in which they were sent.
 //! - In quarantine neither votes nor pre-votes are granted, a transfer's excepted (N3).
 //! - A leader's frame counts as heard only after openraft accepted it.
@@ -32,6 +32,7 @@ use crate::frames::{self, Assembler, Packer};
 use crate::group::Group;
 use crate::host::Host;
 use crate::lives::{Life, NotHeard};
+use crate::reign::Reign;
 use crate::types::{
     AppendRequest, Malformed, Seeded, Vote, append_from_wire, log_id_from_wire, log_id_to_wire,
     vote_from_wire, vote_to_wire, wal_vote,
@@ -166,7 +167,7 @@ impl Inbound {
 
     /// Judges the life that a ping tells of, and answers it (N1); `false` ends the link.
     async fn greet(&mut self, from: (NodeId, u64), ping: v1::Ping, envelope: v1::Envelope) -> bool {
-        let life = Life::told(from.1, &ping);
+        let (life, reign) = (Life::told(from.1, &ping), Reign::told(&ping));
         let info = ping.info.map(NodeInfo::from).filter(|info| info.id == from.0);
         let Some(info) = info else {
             tracing::warn!(peer = %from.0, "a ping names another node than its frame");
@@ -175,6 +176,7 @@ impl Inbound {
         match self.host.lives.hear(from.0, life).await {
             Ok(()) => {
                 self.peer = Some(from);
+                self.host.options.reigns.hear(reign);
                 self.host.book.told(info);
                 let about = Some(self.host.links.about());
                 reply(&self.replies, envelope, Body::Pong(v1::Pong { about })).await;
@@ -215,11 +217,15 @@ impl Inbound {
         if self.peer.is_none() {
             return Err("no ping of the sender was accepted");
         }
+        let sender = ReplicaId(envelope.from);
+        if envelope.group == GroupId::MANAGER.0 && !self.host.reign().admits(sender) {
+            return Err("the sending replica is of another manager than the present one");
+        }
         let group = group.filter(|group| group.replica.me.0 == envelope.to || asks_anyone);
         let group = group.ok_or("no such replica")?;
         // One that is not in the membership is not known to sit elsewhere: a new replica hears its
         // leader before it has a membership.
-        let seat = group.replica.seats().get(&ReplicaId(envelope.from)).copied();
+        let seat = group.replica.seats().get(&sender).copied();
         if seat.is_some_and(|seat| seat != from) {
             return Err("the sending replica sits on another node");
         }

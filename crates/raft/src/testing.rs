@@ -34,6 +34,7 @@ mod membership;
 mod openraft_suite;
 mod polls;
 mod refill;
+mod reign;
 mod reseat;
 mod restarted;
 mod retire;

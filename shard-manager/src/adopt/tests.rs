@@ -26,7 +26,8 @@ fn told(state: &v1::ManagerState, id: u32) -> Told {
         groups: state.groups.iter().filter(here).map(report).collect(),
         ..Default::default()
     };
-    Told { heartbeat, table: Some(state.table()) }
+    let lives = state.admitted().into_iter().map(|life| (life.node, life.incarnation)).collect();
+    Told { heartbeat, table: Some(state.table()), lives }
 }
 
 fn seat(member: &v1::MemberRoute) -> v1::SeatReport {
@@ -42,7 +43,7 @@ fn nodes_of(members: &[v1::MemberRoute]) -> Vec<u32> {
 fn the_table_comes_back_with_a_new_era_and_new_ids() {
     let before = from_plan(&plan_of(4)).unwrap();
     let all: Vec<Told> = (1..=4).map(|id| told(&before, id)).collect();
-    let after = adopt(&all, None, 6).unwrap();
+    let after = adopt(&all, None, next_era(&all, None), 6).unwrap();
     assert_eq!((after.era, after.incarnation), (4, 6));
     assert_eq!((after.lanes, after.replication, after.shards_total), (4, 3, 128));
     assert_eq!(after.shards, before.shards);
@@ -79,17 +80,21 @@ fn the_newest_membership_and_the_higher_epoch_win() {
     table.version = TableVersion(40);
     table.shards[3].epoch = Epoch(0);
     table.shards[3].group = before.groups[1].id.into();
-    let after = adopt(&all, None, 6).unwrap();
+    let after = adopt(&all, None, next_era(&all, None), 6).unwrap();
     assert_eq!(after.group(group).unwrap().members.len(), kept);
     assert_eq!(after.shards[3], before.shards[3]);
-    assert_eq!(after.table_version, 41);
+    assert_eq!(after.table_version, 40 + VERSION_GAP);
 }
 
 #[test]
 fn who_does_not_answer_is_down_and_may_come_back_with_its_seats() {
     let before = from_plan(&plan_of(4)).unwrap();
-    let some: Vec<Told> = [1, 2, 4].map(|id| told(&before, id)).into();
-    let mut after = adopt(&some, None, 6).unwrap();
+    let mut some: Vec<Told> = [1, 2, 4].map(|id| told(&before, id)).into();
+    let remembered = adopt(&some, None, 4, 6).unwrap();
+    assert_eq!(remembered.node(3).unwrap().incarnation, 7, "the others know its life");
+    // Nobody does.
+    some.iter_mut().for_each(|told| told.lives.clear());
+    let mut after = adopt(&some, None, 4, 6).unwrap();
     let absent = after.node(3).unwrap();
     assert_eq!((absent.state(), absent.incarnation), (v1::NodeState::Down, 0));
     let admit = v1::AdmitNode { info: Some(node_of(3)), incarnation: 7, former_silent: false };
@@ -100,6 +105,82 @@ fn who_does_not_answer_is_down_and_may_come_back_with_its_seats() {
 }
 
 #[test]
+fn another_life_of_a_node_that_was_away_does_not_come_back_for_it() {
+    let before = from_plan(&plan_of(4)).unwrap();
+    let some: Vec<Told> = [1, 2, 4].map(|id| told(&before, id)).into();
+    let mut after = adopt(&some, None, 4, 6).unwrap();
+    let admit = v1::AdmitNode { info: Some(node_of(3)), incarnation: 8, former_silent: false };
+    crate::testing::put(&mut after, v1::manager_command::Command::Admit(admit), 5).unwrap();
+    let back = after.node(3).unwrap();
+    assert_eq!((back.incarnation, &back.former), (8, &vec![7]));
+    let seats = |node: u32| {
+        let groups = after.groups.iter().flat_map(|group| &group.members);
+        groups.filter(|member| member.node == node).map(|it| it.replica).collect::<Vec<u64>>()
+    };
+    assert!(seats(3).iter().all(|replica| after.is_lost(*replica)));
+    assert!(seats(4).iter().all(|replica| !after.is_lost(*replica)));
+}
+
+#[test]
+fn a_seat_of_which_its_node_holds_nothing_is_lost() {
+    let before = from_plan(&plan_of(4)).unwrap();
+    let mut all: Vec<Told> = (1..=4).map(|id| told(&before, id)).collect();
+    let gone = all[1].heartbeat.groups.remove(0).replica;
+    // One that is held and stays closed is not gone.
+    let closed = all[1].heartbeat.groups.remove(0);
+    all[1].heartbeat.absent.push(closed.clone());
+    let after = adopt(&all, None, 4, 6).unwrap();
+    assert!(after.is_lost(gone) && !after.is_lost(closed.replica));
+    assert_eq!(after.node(2).unwrap().lost, [gone]);
+}
+
+#[test]
+fn a_learner_makes_no_higher_replication() {
+    let before = from_plan(&plan_of(4)).unwrap();
+    let mut all: Vec<Told> = (1..=4).map(|id| told(&before, id)).collect();
+    let group = &before.groups[0];
+    let node = (1..=4).find(|id| group.members.iter().all(|it| it.node != *id)).unwrap();
+    let learner = v1::SeatReport { node, replica: 77, voter: false, matched: 0 };
+    let reports = all.iter_mut().flat_map(|told| &mut told.heartbeat.groups);
+    for report in reports.filter(|report| report.group == group.id) {
+        report.seats.push(learner);
+    }
+    let after = adopt(&all, None, 4, 6).unwrap();
+    assert_eq!((after.group(group.id).unwrap().members.len(), after.replication), (4, 3));
+}
+
+#[test]
+fn what_is_newer_than_the_export_is_told() {
+    let exported = from_plan(&plan_of(4)).unwrap();
+    let mut now = exported.clone();
+    now.table_version += 5;
+    now.nodes[1].info.as_mut().unwrap().weight = 250;
+    now.nodes[3].set_state(v1::NodeState::Removed);
+    for group in &mut now.groups {
+        group.members.retain(|member| member.node != 4);
+        if group.home == 4 {
+            group.home = group.members[0].node;
+        }
+    }
+    let mut some: Vec<Told> = (1..=3).map(|id| told(&now, id)).collect();
+    let group = now.groups[0].id;
+    let stray = v1::GroupReport { group, replica: 99, ..Default::default() };
+    some[0].heartbeat.groups.push(stray);
+    let after = adopt(&some, Some(&exported), 4, 6).unwrap();
+    assert_eq!(after.node(4).unwrap().state(), v1::NodeState::Removed);
+    assert_eq!(after.node(2).unwrap().info.as_ref().unwrap().weight, 250);
+    let report = report(&some, Some(&exported), &after);
+    assert_eq!(report.strays, [Stray { group, replica: 99, node: 1 }]);
+    assert!(report.taken[0].starts_with("settings: down_after_ms 300000, rebalance auto"));
+    let told = report.overruled.join("\n");
+    assert!(told.contains("node 2: weighs 250 hundredths, not 100"), "{told}");
+    assert!(told.contains("node 4: a newer table does not have it"), "{told}");
+    assert!(told.contains("the export has replicas"), "{told}");
+    let without = super::report(&some, None, &after);
+    assert!(without.taken.is_empty() && without.overruled.is_empty());
+}
+
+#[test]
 fn an_export_brings_back_what_nodes_do_not_know() {
     let mut before = from_plan(&plan_of(4)).unwrap();
     before.era = 8;
@@ -107,7 +188,7 @@ fn an_export_brings_back_what_nodes_do_not_know() {
     before.nodes[1].draining = true;
     before.nodes[3].set_state(v1::NodeState::Removed);
     let some: Vec<Told> = [1, 2].map(|id| told(&before, id)).into();
-    let after = adopt(&some, Some(&before), 6).unwrap();
+    let after = adopt(&some, Some(&before), next_era(&some, Some(&before)), 6).unwrap();
     assert_eq!(after.era, 9);
     assert_eq!(after.settings().down_after_ms, 9_000);
     assert!(after.node(2).unwrap().draining);
@@ -119,19 +200,24 @@ fn an_export_brings_back_what_nodes_do_not_know() {
 fn what_does_not_fit_together_is_refused() {
     let state = from_plan(&plan_of(3)).unwrap();
     let good: Vec<Told> = (1..=3).map(|id| told(&state, id)).collect();
-    assert_eq!(adopt(&[], None, 6), Err(AdoptError::Nobody));
-    assert_eq!(adopt(&good, None, 5), Err(AdoptError::Incarnation(5)));
+    assert_eq!(adopt(&[], None, 4, 6), Err(AdoptError::Nobody));
+    assert_eq!(adopt(&good, None, 4, 5), Err(AdoptError::Incarnation(5)));
     let mut foreign = good.clone();
     foreign[1].heartbeat.cluster_id = vec![9; 16].into();
-    assert_eq!(adopt(&foreign, None, 6), Err(AdoptError::OtherCluster(2)));
+    assert_eq!(adopt(&foreign, None, 4, 6), Err(AdoptError::OtherCluster(2)));
+    let mut workers = good.clone();
+    for told in &mut workers {
+        told.heartbeat.info.as_mut().unwrap().manager = false;
+    }
+    assert_eq!(adopt(&workers, None, 4, 6), Err(AdoptError::NoManager));
     let mut bare = good.clone();
     for told in &mut bare {
         told.table = None;
     }
-    assert_eq!(adopt(&bare, None, 6), Err(AdoptError::NoTable));
+    assert_eq!(adopt(&bare, None, 4, 6), Err(AdoptError::NoTable));
     let mut holes = good;
     for told in &mut holes {
         told.table.as_mut().unwrap().shards.remove(5);
     }
-    assert_eq!(adopt(&holes, None, 6), Err(AdoptError::Slice(5)));
+    assert_eq!(adopt(&holes, None, 4, 6), Err(AdoptError::Slice(5)));
 }

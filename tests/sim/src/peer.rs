@@ -153,4 +153,25 @@ impl Peer for PeerService {
     ) -> Result<Response<v1::CommandReply>, Status> {
         Err(no_manager())
     }
+
+    async fn survey(
+        &self,
+        _request: Request<v1::SurveyRequest>,
+    ) -> Result<Response<v1::SurveyReply>, Status> {
+        Err(no_manager())
+    }
+
+    async fn begin_era(
+        &self,
+        _request: Request<v1::BeginEraRequest>,
+    ) -> Result<Response<v1::SurveyReply>, Status> {
+        Err(no_manager())
+    }
+
+    async fn appoint(
+        &self,
+        _request: Request<v1::AppointRequest>,
+    ) -> Result<Response<v1::AppointReply>, Status> {
+        Err(no_manager())
+    }
 }

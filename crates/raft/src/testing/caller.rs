@@ -106,5 +106,5 @@ pub(super) fn about(
     let info = Some(v1::NodeInfo::from(&info_of(node)));
     let [position, recovered] =
         [position, recovered].map(|(segment, offset)| Some(v1::LogPosition { segment, offset }));
-    v1::Ping { boot_counter, boot_id, position, info, recovered }
+    v1::Ping { boot_counter, boot_id, position, info, recovered, ..Default::default() }
 }

@@ -109,6 +109,27 @@ impl Peer for Links {
     ) -> Result<Response<v1::CommandReply>, Status> {
         Err(Status::unimplemented("only links and snapshots"))
     }
+
+    async fn survey(
+        &self,
+        _request: Request<v1::SurveyRequest>,
+    ) -> Result<Response<v1::SurveyReply>, Status> {
+        Err(Status::unimplemented("only links and snapshots"))
+    }
+
+    async fn begin_era(
+        &self,
+        _request: Request<v1::BeginEraRequest>,
+    ) -> Result<Response<v1::SurveyReply>, Status> {
+        Err(Status::unimplemented("only links and snapshots"))
+    }
+
+    async fn appoint(
+        &self,
+        _request: Request<v1::AppointRequest>,
+    ) -> Result<Response<v1::AppointReply>, Status> {
+        Err(Status::unimplemented("only links and snapshots"))
+    }
 }
 
 /// A connection as tonic wants it.
