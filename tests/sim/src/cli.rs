@@ -22,7 +22,7 @@ usage: annulus-sim --seed N [--trace] [--seconds S] [--log]
   --seed N      run one seed
   --seeds A..B  run the seeds from A to B - 1, with a summary
   --trace       print every event
-  --seconds S   simulated seconds under faults (default 20)
+  --seconds S   simulated seconds under faults (default 24)
   --log         the product's own log lines, on standard error";
 
 /// A line that was understood.

@@ -1,12 +1,15 @@
 //! Clients: closed loops that write down what they did, in simulated time.
 //!
 //! A client asks the node that it believes to lead the key's group, follows a `NotLeader` to the
-//! node that it names, and tries the next member otherwise. Answers take no time on their way: with
+//! node that it names, and tries the next node otherwise. Answers take no time on their way: with
 //! shorter operations the checkers can say more.
 //!
-//! Invariants, those of every client here (W4): an operation is sent again only after an attempt
-//! that said NO; it has failed only if every attempt said NO; a process that ends under an attempt
-//! leaves it unknown. Values are numbers that no two operations write.
+//! Some writes are named, by a writer that the client has opened in the key's shard (W3): they are
+//! repeated until somebody answers, and must take effect once all the same.
+//!
+//! Invariants, those of every client here (W4): an operation without a name is sent again only after an
+//! attempt that said NO; it has failed only if every attempt said NO; a process that ends under an
+//! attempt leaves it unknown. Values are numbers that no two operations write.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,18 +19,23 @@ use std::time::Duration;
 
 use annulus_harness::history::{Call, Outcome, Value};
 use annulus_runtime::Random;
+use annulus_server::operation::OpId;
 use annulus_types::{ErrorKind, GroupId, MayHaveApplied, Revision, ShardId, token_of};
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::invariants::Violation;
 use crate::plan::{LARGE_BYTES, LARGE_ODDS};
-use crate::routes::GroupRoute;
+use crate::routes::{NODES, machine_ids};
 use crate::service::{Answer, Request, body_of};
 use crate::world::World;
 
 /// Deadline of one operation.
 const LIMIT: Duration = Duration::from_millis(1500);
+/// For the opening of a writer.
+const OPEN_LIMIT: Duration = Duration::from_millis(500);
+/// One in so many puts is named.
+const NAMED_ODDS: u64 = 3;
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(15);
 
@@ -37,8 +45,10 @@ pub(crate) struct Client {
     random: Random,
     /// What this client last saw of each key: number and version.
     seen: BTreeMap<u64, (u64, Revision)>,
-    /// Where it asks first: a place in the group's list of members.
+    /// Where it asks first: a place in the list of all nodes.
     places: BTreeMap<GroupId, usize>,
+    /// Its writers, with the number of the last mutation of each.
+    writers: BTreeMap<ShardId, (Revision, u64)>,
     written: u64,
 }
 
@@ -65,8 +75,8 @@ pub(crate) fn key_name(place: u64) -> String {
 
 impl Client {
     pub(crate) fn new(world: Arc<World>, id: u64, random: Random) -> Self {
-        let (seen, places) = (BTreeMap::new(), BTreeMap::new());
-        Self { world, id, random, seen, places, written: 0 }
+        let (seen, places, writers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { world, id, random, seen, places, writers, written: 0 }
     }
 
     /// Works until `stop`, and ends the operation that it is at.
@@ -96,7 +106,30 @@ impl Client {
                 (Call::Write(number), Request::Put { body })
             }
         };
-        self.operate(place, call, request, LIMIT).await;
+        let is_put = matches!(request, Request::Put { .. });
+        let name = if is_put && self.random.below(NAMED_ODDS) == 0 {
+            self.name(place).await
+        } else {
+            None
+        };
+        self.operate(place, call, request, name, LIMIT).await;
+    }
+
+    /// The next name in the shard of a key; `None` when no writer could be opened there.
+    async fn name(&mut self, place: u64) -> Option<OpId> {
+        let key = Bytes::from(key_name(place));
+        let shard = self.world.routes.shard_of(token_of(&key));
+        if !self.writers.contains_key(&shard) {
+            // An opening whose answer is lost leaves an idle writer.
+            let opened = self.pursue(shard, &key, &Request::OpenWriter, None, OPEN_LIMIT).await;
+            if let Ended::Answered(Answer::Done { revision, .. }) = opened {
+                self.writers.insert(shard, (revision, 0));
+            }
+        }
+        let (writer, last) = self.writers.get_mut(&shard)?;
+        *last += 1;
+        // One operation at a time: what came before is never repeated.
+        Some(OpId { writer: *writer, seq: *last, lowest_unacked: *last })
     }
 
     /// A number that nobody else writes, in a value.
@@ -117,6 +150,7 @@ impl Client {
         place: u64,
         call: Call,
         request: Request,
+        named: Option<OpId>,
         limit: Duration,
     ) -> Ended {
         let world = Arc::clone(&self.world);
@@ -126,13 +160,14 @@ impl Client {
         let floor = world.seen.lock().revisions.floor(shard);
         let started = Instant::now();
         let operation = world.recorder.invoke(self.id, &name, call);
-        let ended = self.pursue(shard, &key, &request, limit).await;
+        let ended = self.pursue(shard, &key, &request, named, limit).await;
         world.recorder.complete(operation, outcome_of(call, ended));
         world.trace.line(
             format_args!("client {}", self.id),
             format_args!(
-                "{name} {}: {} after {} ms",
+                "{name} {}{}: {} after {} ms",
                 Words(call),
+                if named.is_some() { ", named" } else { "" },
                 Said(ended),
                 started.elapsed().as_millis()
             ),
@@ -150,20 +185,24 @@ impl Client {
         shard: ShardId,
         key: &Bytes,
         request: &Request,
+        name: Option<OpId>,
         limit: Duration,
     ) -> Ended {
-        let world = Arc::clone(&self.world);
-        let Some(route) = world.routes.group_of(shard) else { return Ended::Failed };
+        let Some(group) = self.world.routes.group_of(shard).map(|route| route.id) else {
+            return Ended::Failed;
+        };
         let deadline = Instant::now() + limit;
+        let mut may_have_applied = false;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.attempt(route, key, request, left).await {
+            match self.attempt(group, key, request, name, left).await {
                 Attempt::Answered(answer) => return Ended::Answered(answer),
-                Attempt::Unknown => return Ended::Unknown,
+                Attempt::Unknown if name.is_none() => return Ended::Unknown,
+                Attempt::Unknown => may_have_applied = true,
                 Attempt::No => {}
             }
             if Instant::now() + PAUSE >= deadline {
-                return Ended::Failed;
+                return if may_have_applied { Ended::Unknown } else { Ended::Failed };
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -171,14 +210,14 @@ impl Client {
 
     async fn attempt(
         &mut self,
-        route: &GroupRoute,
+        group: GroupId,
         key: &Bytes,
         request: &Request,
+        name: Option<OpId>,
         limit: Duration,
     ) -> Attempt {
-        let place = self.places.entry(route.id).or_default();
-        let members = &route.members;
-        let node = members[*place % members.len()].0;
+        let place = self.places.entry(group).or_default();
+        let Some(node) = machine_ids().nth(*place % NODES as usize) else { return Attempt::No };
         let running = self.world.machine(node).process();
         // One that is stopping takes no request.
         let Some(process) = running.filter(|process| !process.env.tasks.is_stopping()) else {
@@ -188,8 +227,11 @@ impl Client {
         let served = tokio::select! {
             biased;
             // Whatever it was about to say, nobody hears it.
-            _ = process.env.tasks.stop_requested() => return Attempt::Unknown,
-            served = process.serve(key, request, limit) => served,
+            _ = process.env.tasks.stop_requested() => {
+                *place += 1;
+                return Attempt::Unknown;
+            }
+            served = process.serve(key, request, name, limit) => served,
         };
         let error = match served {
             Ok(answer) => return Attempt::Answered(answer),
@@ -203,7 +245,7 @@ impl Client {
             ErrorKind::NotLeader { leader } => leader,
             _ => None,
         };
-        let next = members.iter().position(|(member, _)| Some(*member) == named);
+        let next = machine_ids().position(|node| Some(node) == named);
         *place = next.unwrap_or(*place + 1);
         match error.may_have_applied {
             MayHaveApplied::No => Attempt::No,

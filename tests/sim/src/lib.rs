@@ -1,11 +1,12 @@
 //! The deterministic simulation: a whole cluster in one thread, in simulated time, decided by a
 //! seed.
 //!
-//! Three nodes and six groups run the real log, the real openraft, the real peer links and the real
-//! shards, on a disk, a network, a clock and random numbers that a seed decides. Clients work while
-//! processes die, power goes, syncs fail and paths are cut; every 10 simulated milliseconds, and at
-//! the end, the invariants are asked. A seed that fails is replayed by one command, to the same
-//! microsecond.
+//! Three nodes, their three groups and the manager's run the real log, the real openraft, the real peer
+//! links, the real shards and the real manager, on a disk, a network, a clock and random numbers that a
+//! seed decides. A fourth node joins, one is drained, one is wiped and comes back, and the manager loses
+//! its memory, while clients work, processes die, power goes, syncs fail and paths are cut; every 20
+//! simulated milliseconds, and at the end, the invariants are asked. A seed that fails is replayed by one
+//! command, to the same microsecond.
 //!
 //! # What makes two runs equal
 //!
@@ -19,8 +20,11 @@
 //!   axum (routes). They are looked up by key; nothing is decided by an order of iteration. HTTP/2
 //!   keeps its streams in an index map, openraft and we use ordered maps.
 //! - *`std::time::Instant`* in h2: the age at which it forgets streams that were reset. Each link
-//!   is one stream on a connection of its own, which goes with it. hyper reads the clock for
-//!   keep-alive and adaptive windows, which are off.
+//!   is one stream on a connection of its own, which goes with it. A heartbeat that is given up takes its
+//!   connection along. Commands and tables share one for each node; `command` answers well before the
+//!   manager gives up, so that only a path that is held for most of that time could break a stream off
+//!   there while another one goes on. hyper reads the clock for keep-alive and adaptive windows, which
+//!   are off.
 //! - *`SystemTime`* in hyper: the `date` of a response, whose packed length varies. `peer` sets it.
 //! - *Counters of the process*, as for tokio's task ids: nothing is decided by their values.
 //! - *Threads*: none; the memory engine has none and the log is driven by a task.
@@ -29,24 +33,40 @@
 //!
 //! # What it does not show
 //!
-//! Disk engines do their own files and are not here; neither are the manager, the client library
-//! and its services, reseats, or anything that needs threads to go wrong. `tests/jepsen-style` runs
-//! real processes.
+//! - Disk engines do their own files and are not here; neither are the client library and its services, or
+//!   anything that needs threads to go wrong. `tests/jepsen-style` runs real processes.
+//! - The node's side of the manager is not the real one, which belongs to the binary: `command`, `obeyed`,
+//!   `heartbeat` and `replicas` make the same calls in the same order. Nor is the birth: the founders begin
+//!   with their replicas of the manager's group, and a newcomer's links do not wait for its admission.
+//! - The manager forgets at an entry of its own group, which stays (`forgetful`), and only while nothing
+//!   is under way: a replica that was created and never got a seat is nobody's afterwards, and stays. Its
+//!   new state comes from all nodes; none is away.
+//! - No node is removed, no weight changes, no node stays down until it is replaced, and no group loses its
+//!   majority for good.
 //!
 //! Reading order: [`cli`], `plan` (what a seed decides), `world` (the course of a run), `machine`,
-//! `process` and `peer` (a node), `faults`, `clients` and `service`, `observer` and `judgement`
-//! (when the invariants are asked), `invariants` (what must hold, one file each).
+//! `process`, `replicas` and `peer` (a node), `command`, `obeyed` and `heartbeat` (how it obeys the
+//! manager), `forgetful` and `operator` (what is asked of the cluster), `faults`, `clients` and `service`,
+//! `observer`, `rest` and `judgement` (when the invariants are asked), `invariants` (what must hold, one
+//! file each).
 
 pub mod cli;
 mod clients;
+mod command;
 mod faults;
+mod forgetful;
+mod heartbeat;
 mod invariants;
 mod judgement;
 mod machine;
+mod obeyed;
 mod observer;
+mod operator;
 mod peer;
 mod plan;
 mod process;
+mod replicas;
+mod rest;
 mod routes;
 mod service;
 mod trace;
@@ -78,7 +98,7 @@ pub struct Options {
 
 impl Options {
     /// Clients work this long unless told otherwise.
-    pub const ACTIVE: Duration = Duration::from_secs(20);
+    pub const ACTIVE: Duration = Duration::from_secs(24);
 
     /// A run of the usual length.
     #[must_use]
@@ -110,6 +130,8 @@ pub struct Counts {
     pub unknown: u64,
     /// Faults that were inflicted.
     pub faults: u64,
+    /// Moves of the manager that were done.
+    pub moves: u64,
 }
 
 /// What came of a run.
@@ -129,12 +151,12 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts { answered, failed, unknown, faults } = self.counts;
+        let Counts { answered, failed, unknown, faults, moves } = self.counts;
         let verdict = if self.violations.is_empty() { "ok" } else { "FAILED" };
         write!(
             f,
             "seed {}: {verdict}, {answered} answered, {failed} failed, {unknown} unknown, \
-             {faults} faults, {} simulated ms",
+             {faults} faults, {moves} moves, {} simulated ms",
             self.options.seed,
             self.simulated.as_millis()
         )

@@ -1,25 +1,26 @@
-//! Looks at every replica every 10 simulated milliseconds, on behalf of the invariants that must
+//! Looks at every replica every 20 simulated milliseconds, on behalf of the invariants that must
 //! hold at every moment, and writes into the trace what changed.
 //!
 //! A look is one step of the simulation: nothing happens between the first replica and the last.
 //! Processes that were ended are not seen, because nobody can ask them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_raft::GroupStatus;
-use annulus_types::GroupId;
+use annulus_types::{GroupId, NodeId, ReplicaId};
+use annulus_wal::StreamId;
 
 use crate::invariants::one_gate::{Holder, holders};
-use crate::invariants::{Violation, alive, current_gate};
+use crate::invariants::{Violation, alive, current_gate, destroyed};
 use crate::process::Process;
 use crate::world::World;
 
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(20);
 /// Looks between two lines of counters.
-const COUNTERS_EVERY: u64 = 50;
+const COUNTERS_EVERY: u64 = 25;
 
 /// Runs until it is aborted.
 pub(crate) async fn run(world: Arc<World>) {
@@ -46,6 +47,9 @@ pub(crate) async fn run(world: Arc<World>) {
             for violation in judge(&world, process, statuses) {
                 world.violation(violation);
             }
+        }
+        for violation in judge_members(&world, &seen) {
+            world.violation(violation);
         }
         if looks.is_multiple_of(COUNTERS_EVERY) {
             tell_counters(&world, &seen);
@@ -75,11 +79,14 @@ fn judge(world: &World, process: &Process, statuses: &[GroupStatus]) -> Vec<Viol
             statuses.iter().filter_map(|it| alive::halted(node, it.group, it.halted.as_deref()));
         wrong.extend(halted);
     }
+    let replicas: BTreeMap<GroupId, ReplicaId> =
+        statuses.iter().map(|status| (status.group, status.replica)).collect();
     let mut held = BTreeMap::new();
     for shard in process.shards.all() {
+        let Some(replica) = replicas.get(&shard.group) else { continue };
         match process.shards.head(&shard) {
             Ok(Some(head)) => {
-                held.insert(shard.id, head.revision);
+                held.insert(shard.id, (*replica, head.revision));
             }
             Ok(None) => {}
             Err(error) => {
@@ -90,8 +97,8 @@ fn judge(world: &World, process: &Process, statuses: &[GroupStatus]) -> Vec<Viol
     }
     let mut guard = world.seen.lock();
     let revisions = &mut guard.revisions;
-    for (shard, revision) in &held {
-        wrong.extend(revisions.observed(node, process.boot, *shard, *revision));
+    for (shard, (replica, revision)) in &held {
+        wrong.extend(revisions.observed(*replica, process.boot.count, *shard, *revision));
     }
     for status in statuses.iter().filter(|status| status.gate_open) {
         let Some(route) = world.routes.groups.iter().find(|route| route.id == status.group) else {
@@ -99,8 +106,33 @@ fn judge(world: &World, process: &Process, statuses: &[GroupStatus]) -> Vec<Viol
         };
         for shard in &route.shards {
             let acknowledged = revisions.floor(*shard);
-            let held = held.get(shard).copied();
+            let held = held.get(shard).map(|(_, revision)| *revision);
             wrong.extend(current_gate::judge(node, *shard, held, acknowledged));
+        }
+    }
+    wrong
+}
+
+/// What is wrong with who votes: by the leaders whose gates are open, who know what is committed.
+fn judge_members(world: &World, seen: &[Look]) -> Vec<Violation> {
+    let now_ms = world.clock.monotonic_us() / 1_000;
+    let all = || seen.iter().flat_map(|(_, statuses)| statuses);
+    let open: BTreeSet<ReplicaId> = all().map(|status| status.replica).collect();
+    let tombstones: BTreeMap<NodeId, BTreeSet<StreamId>> = seen
+        .iter()
+        .map(|(process, _)| (process.node, process.host.wal().tombstones().into_iter().collect()))
+        .collect();
+    let mut wrong = Vec::new();
+    let mut guard = world.seen.lock();
+    guard.voters.look(now_ms, &open);
+    for status in all().filter(|status| status.gate_open) {
+        let voters = || status.members.iter().filter(|member| member.voter);
+        let seats = voters().map(|member| (member.node, member.replica));
+        wrong.extend(destroyed::judge(status.group, seats, |node| tombstones.get(&node)));
+        if status.membership_committed && !status.joint {
+            let voting = voters().map(|member| member.replica).collect();
+            let told = (status.membership_index, voting);
+            wrong.extend(guard.voters.settled(status.group, told, now_ms));
         }
     }
     wrong
@@ -111,12 +143,13 @@ fn tell_changes(
     before: &BTreeMap<GroupId, Holder>,
     now: &BTreeMap<GroupId, Holder>,
 ) {
-    for route in &world.routes.groups {
-        let (was, is) = (before.get(&route.id), now.get(&route.id));
+    let groups: BTreeSet<GroupId> = before.keys().chain(now.keys()).copied().collect();
+    for group in groups {
+        let (was, is) = (before.get(&group), now.get(&group));
         if was == is {
             continue;
         }
-        let who = format!("group {}", route.id);
+        let who = format!("group {group}");
         match is {
             Some((node, term)) => {
                 world.trace.line(who, format_args!("gate open at node {node} in term {term}"));
@@ -127,7 +160,7 @@ fn tell_changes(
 }
 
 fn tell_counters(world: &World, seen: &[Look]) {
-    for machine in world.machines() {
+    for machine in world.machines().iter().filter(|machine| machine.is_in_service()) {
         let node = machine.plan.node;
         let disk = machine.disk.counters();
         let mut what = format!(

@@ -1,4 +1,5 @@
-//! What a seed decides before the run begins: sizes, speeds, and which faults come when.
+//! What a seed decides before the run begins: sizes, speeds, what is asked of the cluster, and which
+//! faults come when.
 //!
 //! Pure: a plan follows from random numbers and from how long the run lasts. What it does not
 //! decide is drawn during the run from sequences that the same seed begins.
@@ -9,7 +10,7 @@ use std::time::Duration;
 use annulus_runtime::{Cut, Random};
 use annulus_types::NodeId;
 
-use crate::routes::{NODES, node_ids};
+use crate::routes::{FOUNDERS, NODES, machine_ids};
 
 /// Numbers from `least` to `most`, both inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +99,32 @@ impl fmt::Display for Fault {
     }
 }
 
+/// Something that is asked of the cluster, or that befalls it whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A machine comes into service.
+    Join { node: NodeId },
+    /// An operator wants a node empty.
+    Drain { node: NodeId },
+    /// A machine loses its data folder, and comes back under its old id after a while.
+    Wipe { node: NodeId, down_ms: u64 },
+    /// The manager's state is gone, and is put together again from what the nodes tell.
+    Forget,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Join { node } => write!(f, "node {node} joins"),
+            Self::Drain { node } => write!(f, "node {node} shall be empty"),
+            Self::Wipe { node, down_ms } => {
+                write!(f, "node {node} is wiped, down for {down_ms} ms")
+            }
+            Self::Forget => f.write_str("the manager loses its memory"),
+        }
+    }
+}
+
 /// The plan of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -113,6 +140,8 @@ pub(crate) struct Plan {
     /// Between an answer and the client's next operation.
     pub(crate) think_ms: Span,
     /// With milliseconds since the clients began, ascending.
+    pub(crate) steps: Vec<(u64, Step)>,
+    /// The same.
     pub(crate) faults: Vec<(u64, Fault)>,
 }
 
@@ -121,7 +150,7 @@ pub(crate) const LARGE_BYTES: Span = Span { least: 50_000, most: 90_000 };
 /// One in so many values is large.
 pub(crate) const LARGE_ODDS: u64 = 30;
 
-const CLIENTS: u64 = 4;
+const CLIENTS: u64 = 3;
 const KEYS: u64 = 20;
 
 impl Plan {
@@ -129,26 +158,29 @@ impl Plan {
         let shards = if random.below(2) == 0 { 8 } else { 16 };
         let least = 1 + random.below(4);
         let latency_ms = Span { least, most: least + random.below(16) };
-        let machines = node_ids().map(|node| draw_machine(node, random)).collect();
+        let machines = machine_ids().map(|node| draw_machine(node, random)).collect();
         let value_bytes = Span { least: 12, most: 12 + random.below(1000) };
-        let think_ms = Span { least: 0, most: 10 + random.below(40) };
+        let think_ms = Span { least: 5, most: 30 + random.below(60) };
         let active_ms = u64::try_from(active.as_millis()).unwrap_or(u64::MAX);
+        let steps = draw_steps(random, active_ms);
         let faults = draw_faults(random, active_ms);
         let (clients, keys) = (CLIENTS, KEYS);
-        Self { shards, latency_ms, machines, clients, keys, value_bytes, think_ms, faults }
+        Self { shards, latency_ms, machines, clients, keys, value_bytes, think_ms, steps, faults }
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shards, latency_ms, machines, clients, keys, value_bytes, think_ms, faults } =
-            self;
+        let Self { shards, latency_ms, machines, clients, keys, value_bytes, think_ms, .. } = self;
         write!(
             f,
             "{shards} shards, messages {latency_ms} ms, {clients} clients on {keys} keys, values \
              {value_bytes} bytes, think {think_ms} ms, {} faults",
-            faults.len()
+            self.faults.len()
         )?;
+        for (at_ms, step) in &self.steps {
+            write!(f, "; after {at_ms} ms {step}")?;
+        }
         for MachinePlan { node, clock_per_mille, sync_ms, segment_bytes } in machines {
             write!(
                 f,
@@ -166,6 +198,25 @@ fn draw_machine(node: NodeId, random: &Random) -> MachinePlan {
     let sync_ms = Span { least, most: least + random.below(8) };
     let segment_bytes = 65_536_u64 << random.below(4);
     MachinePlan { node, clock_per_mille, sync_ms, segment_bytes }
+}
+
+/// In this order, some seconds apart: each meets a cluster that may still be busy with the one before.
+/// Those for which a short run has no time are left out.
+fn draw_steps(random: &Random, active_ms: u64) -> Vec<(u64, Step)> {
+    let nodes = u64::from(NODES);
+    let nth = |place: u64| NodeId(u32::try_from(place % nodes).unwrap_or(0) + 1);
+    let drained = random.below(u64::from(FOUNDERS));
+    // Not the drained one: what it is to lose would be gone.
+    let wiped = nth(drained + 1 + random.below(nodes - 1));
+    let down_ms = Span { least: 200, most: 4000 }.draw(random);
+    let mut steps = vec![
+        (300 + random.below(700), Step::Join { node: NodeId(NODES) }),
+        (6_000 + random.below(2_000), Step::Drain { node: nth(drained) }),
+        (12_000 + random.below(2_000), Step::Wipe { node: wiped, down_ms }),
+        (18_000 + random.below(2_000), Step::Forget),
+    ];
+    steps.retain(|(at_ms, _)| at_ms + 200 < active_ms);
+    steps
 }
 
 fn draw_faults(random: &Random, active_ms: u64) -> Vec<(u64, Fault)> {
@@ -210,7 +261,7 @@ mod tests {
     use super::*;
 
     fn plan(seed: u64) -> Plan {
-        Plan::draw(&Random::seeded(seed), Duration::from_secs(20))
+        Plan::draw(&Random::seeded(seed), Duration::from_secs(24))
     }
 
     #[test]
@@ -220,13 +271,28 @@ mod tests {
     }
 
     #[test]
+    fn every_step_has_its_time_and_the_drained_node_is_not_wiped() {
+        for seed in 0..100 {
+            let steps = plan(seed).steps;
+            assert!(steps.windows(2).all(|pair| pair[0].0 < pair[1].0));
+            let [_, (_, Step::Drain { node }), (_, Step::Wipe { node: wiped, .. }), _] = steps[..]
+            else {
+                panic!("{steps:?}");
+            };
+            assert_ne!(node, wiped);
+            let short = Plan::draw(&Random::seeded(seed), Duration::from_secs(2)).steps;
+            assert_eq!(short, steps[..1]);
+        }
+    }
+
+    #[test]
     fn every_kind_of_fault_is_drawn_and_names_nodes_that_exist() {
         let mut kinds = std::collections::BTreeSet::new();
         for seed in 0..100 {
             let faults = plan(seed).faults;
             assert!(faults.windows(2).all(|pair| pair[0].0 < pair[1].0));
             for (at_ms, fault) in faults {
-                assert!(at_ms < 20_000);
+                assert!(at_ms < 24_000);
                 let kind = match fault {
                     Fault::Kill { .. } => 0,
                     Fault::PowerCut { after_changes: None, .. } => 1,
@@ -234,7 +300,7 @@ mod tests {
                     Fault::Blackout { .. } => 3,
                     Fault::SyncFailure { .. } => 4,
                     Fault::Cut { from, to, both, .. } => {
-                        assert!(from != to && node_ids().any(|node| node == to));
+                        assert!(from != to && machine_ids().any(|node| node == to));
                         if both { 5 } else { 6 }
                     }
                     Fault::Isolate { .. } => 7,

@@ -1,54 +1,75 @@
 //! A process of the simulated cluster: the parts of a real node on simulated seams.
 //!
 //! Real: the log and its recovery, openraft and everything around it, the peer links with tonic and
-//! HTTP/2, the shards. Simulated: clock, randomness, disk, network. The engine is the memory
-//! engine, which a restart empties, so that every boot replays the log.
+//! HTTP/2, the shards, the routing table on disk, the manager. Simulated: clock, randomness, disk,
+//! network. The engine is the memory engine, which a restart empties, so that every boot replays the log,
+//! from the kept files of a snapshot on where it begins behind one.
 //!
 //! The log's writer is driven by a task here, not by a thread, and takes simulated time before each
 //! step: what it is about to write and sync is acknowledged that much later.
 //!
-//! Not here: the folder's identity, the manager and its table (the routes never change), the
-//! services that clients talk to (`service` does their work).
+//! The node's side of the manager is here a thin one, because the real one belongs to the binary:
+//! `replicas`, `command` and `obeyed`, `heartbeat`. Not here: the folder's identity (the machine knows its
+//! life), the services that clients talk to (`service` does their work).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use annulus_engine::{Engine, MemoryEngine};
-use annulus_raft::{AddressBook, Group, GroupSpec, Host, OnDead, Options, Timing};
+use annulus_raft::{AddressBook, Host, OnDead, Options, Timing};
 use annulus_runtime::{Clock, Disk, Env, OnEnd, Random, Tasks};
-use annulus_server::operation::Op;
-use annulus_server::{ShardMachine, Shards};
-use annulus_types::{Epoch, NodeId, Role, ShardId};
+use annulus_server::{Shards, Tables};
+use annulus_types::{NodeId, NodeInfo};
 use annulus_wal::{Wal, Writer};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::command::Running;
 use crate::invariants::alive;
-use crate::machine::Machine;
-use crate::peer;
-use crate::routes::{GroupRoute, host_of, info_of, peer_addr};
+use crate::machine::{Boot, Machine};
+use crate::obeyed::Obeyed;
+use crate::replicas::{Kept, create_shards};
+use crate::routes::{Routes, founder_ids, host_of, info_of, peer_addr};
 use crate::trace::Trace;
 use crate::world::World;
+use crate::{heartbeat, peer};
 
-const DATA_DIR: &str = "/";
-const LOG_DIR: &str = "/log";
 /// Small, so that entries are read back from the disk.
 const LOG_TAIL_BYTES: usize = 64 << 10;
 /// What people would read on the wall when the run begins.
 const WALL_START_MS: u64 = 1_700_000_000_000;
-/// Between two looks at whether a group lacks shards.
-const CREATE_TICK: Duration = Duration::from_millis(20);
-/// For the creation of a shard.
-const CREATE_LIMIT: Duration = Duration::from_secs(2);
 
 pub(crate) struct Process {
     pub(crate) node: NodeId,
-    /// Counts the processes of the machine.
-    pub(crate) boot: u64,
+    pub(crate) boot: Boot,
     pub(crate) env: Env,
     pub(crate) host: Arc<Host>,
     pub(crate) shards: Arc<Shards>,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) tables: Tables,
+    pub(crate) obeyed: Obeyed,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) trace: Trace,
+    /// The last entry whose decisions are in the trace; shared by all processes.
+    pub(crate) manager_told: Arc<AtomicU64>,
+    pub(crate) kept: Kept,
+    /// Commands under way.
+    pub(crate) running: Arc<Running>,
+    /// One at a time: opening, creations, tables.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+    /// Era and term of the last table that was taken.
+    pub(crate) pushed: Mutex<(u64, u64)>,
+    /// The node that answered the last heartbeat as the manager's leader.
+    pub(crate) heard: Mutex<Option<NodeId>>,
+    is_open: AtomicBool,
+}
+
+/// Times of a simulated cluster: those of a real one, with less of what costs most here and is asked least.
+fn timing() -> Timing {
+    let (ping, poll) = (Duration::from_millis(200), Duration::from_millis(500));
+    Timing { ping, poll, ..Timing::default() }
 }
 
 impl Process {
@@ -56,7 +77,7 @@ impl Process {
     pub(crate) async fn start(
         world: &Arc<World>,
         machine: &Arc<Machine>,
-        boot: u64,
+        boot: Boot,
     ) -> anyhow::Result<Arc<Self>> {
         let node = machine.plan.node;
         let disk: Arc<dyn Disk> = Arc::new(machine.disk.process());
@@ -69,12 +90,17 @@ impl Process {
         };
         let listener = env.network.listen(peer_addr(node)).await?;
 
+        // Of a former life nothing is found.
+        let dir = PathBuf::from(format!("/life-{}", boot.life));
+        disk.create_dir_all(&dir)?;
+        disk.sync_dir(Path::new("/"))?;
         let log_options = annulus_wal::Options {
             segment_bytes: machine.plan.segment_bytes,
             tail_bytes: LOG_TAIL_BYTES,
         };
         let salts = env.random.clone();
-        let (wal, writer) = Wal::open(disk, Path::new(LOG_DIR), log_options, move || salts.u64())?;
+        let (wal, writer) =
+            Wal::open(Arc::clone(&disk), &dir.join("log"), log_options, move || salts.u64())?;
         let work = Arc::new(Notify::new());
         let ring = Arc::clone(&work);
         wal.on_work(Box::new(move || ring.notify_one()));
@@ -90,8 +116,16 @@ impl Process {
 
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
         let shards = Shards::open(Arc::clone(&engine))?;
+        let tables = Tables::open(&env, &dir)?;
+        let obeyed = Obeyed::open(disk, &dir)?;
         let book = Arc::new(AddressBook::default());
-        book.from_table(&world.routes.nodes);
+        // As a join list has them.
+        let founders: Vec<NodeInfo> = founder_ids().map(info_of).collect();
+        book.from_table(&founders);
+        if let Some(table) = tables.current() {
+            book.from_table(&table.nodes);
+        }
+        book.told(info_of(node));
         // No fault of a run sets a folder back: a refused one is a violation, as any stop is.
         let tasks = env.tasks.clone();
         let on_dead = OnDead::new(move |reason| {
@@ -100,26 +134,68 @@ impl Process {
         let options = Options::new(
             world.cluster,
             info_of(node),
-            u64::from(node.0),
-            (boot, env.random.u64()),
-            Timing::default(),
-            Path::new(DATA_DIR).to_owned(),
+            boot.incarnation,
+            (boot.starts, env.random.u64()),
+            timing(),
+            dir,
             on_dead,
         );
         let host = Host::start_driven(&env, options, Arc::clone(&engine), wal, book)?;
-        let served = peer::serve(Arc::clone(&host), listener);
-        env.tasks.spawn("peer server", OnEnd::StopNode, async move {
+        let process = Arc::new(Self {
+            node,
+            boot,
+            env,
+            host,
+            shards,
+            engine,
+            tables,
+            pushed: Mutex::new((obeyed.era(), 0)),
+            obeyed,
+            routes: Arc::clone(&world.routes),
+            trace: world.trace.clone(),
+            manager_told: Arc::clone(&world.manager_told),
+            kept: Kept::default(),
+            running: Arc::default(),
+            changing: tokio::sync::Mutex::new(()),
+            heard: Mutex::new(None),
+            is_open: AtomicBool::new(false),
+        });
+        let served = peer::serve(Arc::clone(&process), listener);
+        process.env.tasks.spawn("peer server", OnEnd::StopNode, async move {
             if let Err(error) = served.await {
                 tracing::error!(%node, %error, "the peer server ended");
             }
         });
-        Ok(Arc::new(Self { node, boot, env, host, shards, engine }))
+        Ok(process)
     }
 
-    /// Opens the groups of this node, then sees to it that their shards exist.
+    /// Opens the groups of this node, then tells the manager of it and obeys.
     pub(crate) fn open_groups(self: &Arc<Self>, world: &Arc<World>) {
         let opening = open_groups(Arc::clone(world), Arc::clone(self));
         self.env.tasks.spawn("groups", OnEnd::Ignore, opening);
+    }
+
+    /// Whether everything that the folder held at the start is open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
+    }
+}
+
+async fn open_groups(world: Arc<World>, process: Arc<Process>) {
+    if let Err(error) = Box::pin(process.open_held()).await {
+        // Whatever a process that ends, or is about to, could not do is no news.
+        let is_ending = process.env.tasks.is_stopping() || world.machine(process.node).is_doomed();
+        if !is_ending {
+            world.violation(alive::did_not_start(process.node, &format!("{error:#}")));
+        }
+        return;
+    }
+    process.is_open.store(true, Ordering::Relaxed);
+    world.trace.line(format_args!("node {}", process.node), "all groups are open");
+    let tasks = process.env.tasks.clone();
+    tasks.spawn("heartbeat", OnEnd::StopNode, heartbeat::run(Arc::clone(&process)));
+    if !world.is_born() {
+        Box::pin(create_shards(world, process)).await;
     }
 }
 
@@ -166,72 +242,4 @@ impl LogDriver {
             }
         }
     }
-}
-
-struct Opened<'a> {
-    route: &'a GroupRoute,
-    group: Arc<Group>,
-    machine: Arc<ShardMachine>,
-}
-
-impl Opened<'_> {
-    fn missing(&self) -> Vec<ShardId> {
-        let hosted = self.machine.hosted();
-        self.route.shards.iter().filter(|shard| !hosted.contains(shard)).copied().collect()
-    }
-}
-
-async fn open_groups(world: Arc<World>, process: Arc<Process>) {
-    let mut opened = Vec::new();
-    for route in &world.routes.groups {
-        match open_group(route, &process).await {
-            Ok(Some(group)) => opened.push(group),
-            Ok(None) => {}
-            // Whatever a process that ends could not do is no news.
-            Err(_) if process.env.tasks.is_stopping() => return,
-            Err(error) => {
-                let reason = format!("group {}: {error:#}", route.id);
-                world.violation(alive::did_not_start(process.node, &reason));
-                return;
-            }
-        }
-    }
-    world.trace.line(format_args!("node {}", process.node), "all groups are open");
-    let mut ticker = tokio::time::interval(CREATE_TICK);
-    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticker.tick().await;
-        opened.retain(|group| !group.missing().is_empty());
-        if opened.is_empty() || process.env.tasks.is_stopping() {
-            return;
-        }
-        for group in &opened {
-            if group.group.role().0 == Role::Leader {
-                create_shards(&world, group).await;
-            }
-        }
-    }
-}
-
-async fn open_group<'a>(
-    route: &'a GroupRoute,
-    process: &Process,
-) -> anyhow::Result<Option<Opened<'a>>> {
-    let Some(replica) = route.replica_on(process.node) else { return Ok(None) };
-    let machine = ShardMachine::open(route.id, Arc::clone(&process.shards))?;
-    let spec = GroupSpec { group: route.id, replica, found: route.founders(process.node) };
-    let applying = Arc::clone(&machine) as Arc<dyn annulus_raft::Machine>;
-    let group = Box::pin(process.host.open_group(spec, applying)).await?;
-    Ok(Some(Opened { route, group, machine }))
-}
-
-/// Proposes the shards that the group lacks. One that exists in the log already is refused there.
-async fn create_shards(world: &World, opened: &Opened<'_>) {
-    let creations = opened.missing().into_iter().map(|shard| {
-        let (first, count) = world.routes.run_of(shard);
-        let op = Op::Create { first, count, epoch: Epoch(1) };
-        opened.group.propose(shard, op.encode(), CREATE_LIMIT)
-    });
-    // What was not created now is still missing at the next look.
-    drop(futures_util::future::join_all(creations).await);
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_raft::Group;
-use annulus_server::operation::{Expect, Op, Outcome};
+use annulus_server::operation::{Expect, Op, OpId, Outcome};
 use annulus_server::shards::Shard;
 use annulus_types::{Error, ErrorKind, NamespaceId, Revision, Token, token_of};
 use bytes::Bytes;
@@ -34,6 +34,8 @@ pub(crate) enum Request {
         body: Bytes,
     },
     Delete,
+    /// Opens a writer in the key's shard (W3).
+    OpenWriter,
 }
 
 /// What it is told.
@@ -41,7 +43,7 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     /// The number in the value and its version, and the revision at which it was read.
     Seen { value: Option<(u64, Revision)>, revision: Revision },
-    /// Applied; the version is 0 when the key does not exist now.
+    /// Applied; the version is 0 when the key does not exist now. A writer is named by its revision.
     Done { version: Revision, revision: Revision },
     /// The key is at another version.
     Refused,
@@ -67,11 +69,12 @@ pub(crate) fn defect(what: impl Into<String>) -> Error {
 }
 
 impl Process {
-    /// Serves one request, within `limit`.
+    /// Serves one request, within `limit`. With a name a mutation takes effect once.
     pub(crate) async fn serve(
         &self,
         key: &Bytes,
         request: &Request,
+        name: Option<OpId>,
         limit: Duration,
     ) -> Result<Answer, Error> {
         let op = match request {
@@ -94,15 +97,20 @@ impl Process {
             Request::Delete => {
                 Op::Delete { namespace: NAMESPACE, key: key.clone(), expect: Expect::Anything }
             }
+            Request::OpenWriter => Op::OpenWriter { token: token_of(key) },
+        };
+        let body = match name {
+            Some(id) => op.encode_named(&id, token_of(key)),
+            None => op.encode(),
         };
         let (shard, group) = self.locate(token_of(key)).ok_or_else(not_here)?;
-        let proposed = group.propose(shard.id, op.encode(), limit).await?;
+        let proposed = group.propose(shard.id, body, limit).await?;
         match Outcome::decode(proposed.reply) {
             Ok(Outcome::Done { version, revision, .. }) => Ok(Answer::Done { version, revision }),
             Ok(Outcome::PreconditionFailed { .. }) => Ok(Answer::Refused),
             // Applied, and nothing was changed: the log proves it.
             Ok(Outcome::NotHere) => Err(not_here()),
-            // What names mutations, counts or asks is not proposed here.
+            // A writer that was opened is known, and its names are used once; nothing here counts or asks.
             Ok(other) => Err(defect(format!("{other:?} is no answer to a request"))),
             Err(error) => Err(defect(error.to_string())),
         }

@@ -2,11 +2,12 @@
 //!
 //! # The course of a run
 //!
-//! 1. *Birth*: the machines boot, the groups elect, every shard comes to exist everywhere.
-//! 2. *Trouble*: clients work in closed loops while the planned faults come and go.
+//! 1. *Birth*: the founders boot, the manager makes the cluster, every shard comes to exist everywhere.
+//! 2. *Trouble*: clients work in closed loops and the operator takes his steps while the planned faults
+//!    come and go.
 //! 3. *Calm*: no new faults; paths are healed, machines boot, clients stop.
-//! 4. *Judgement*: every key can be read again, all replicas come to the same state, and the
-//!    invariants look at everything once more.
+//! 4. *Judgement*: the cluster comes to rest, every key can be read again, all replicas come to the same
+//!    state, and the invariants look at everything once more.
 //!
 //! # Invariants of the simulation itself
 //!
@@ -16,10 +17,11 @@
 //! - A stage that does not come to its end in time is a violation, not a hang.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use annulus_harness::history::Recorder;
+use annulus_proto::v1;
 use annulus_runtime::{Clock, OnEnd, Random, SimWorld, Tasks};
 use annulus_types::{ClusterId, NodeId};
 use futures_util::future::BoxFuture;
@@ -30,13 +32,14 @@ use tokio::time::Instant;
 use crate::clients::Client;
 use crate::invariants::acknowledged::Ledger;
 use crate::invariants::revisions::Revisions;
+use crate::invariants::voters::Voters;
 use crate::invariants::{Violation, alive};
-use crate::machine::Machine;
+use crate::machine::{Boot, Machine};
 use crate::plan::{Plan, Span};
 use crate::process::Process;
-use crate::routes::{Routes, host_of};
+use crate::routes::{Routes, founder_ids, host_of};
 use crate::trace::Trace;
-use crate::{Counts, Options, Report, faults, judgement, observer};
+use crate::{Counts, Options, Report, faults, judgement, observer, operator};
 
 /// A cluster that takes longer than this to be born will not be.
 const BIRTH_LIMIT: Duration = Duration::from_secs(20);
@@ -59,24 +62,29 @@ pub(crate) enum End {
 pub(crate) struct Seen {
     pub(crate) revisions: Revisions,
     pub(crate) ledger: Ledger,
+    pub(crate) voters: Voters,
     pub(crate) counts: Counts,
     violations: Vec<Violation>,
 }
 
 pub(crate) struct World {
     pub(crate) plan: Plan,
-    pub(crate) routes: Routes,
+    pub(crate) routes: Arc<Routes>,
     pub(crate) cluster: ClusterId,
     pub(crate) net: SimWorld,
     pub(crate) clock: Clock,
     pub(crate) trace: Trace,
     pub(crate) recorder: Recorder,
     pub(crate) seen: Mutex<Seen>,
+    /// The manager's last entry whose decisions are in the trace.
+    pub(crate) manager_told: Arc<AtomicU64>,
     machines: Vec<Arc<Machine>>,
-    /// The simulation's own: clients, faults, observer, burials.
+    /// The simulation's own: clients, operator, faults, observer, burials.
     pub(crate) tasks: Tasks,
-    random: Random,
+    pub(crate) random: Random,
+    is_born: AtomicBool,
     is_calm: AtomicBool,
+    is_operated: AtomicBool,
     is_over: AtomicBool,
 }
 
@@ -99,24 +107,33 @@ impl World {
         let clock = Clock::simulated(1000, 0);
         trace.begin(clock.clone());
         let plan = Plan::draw(&Random::seeded(random.u64()), options.active);
-        let machines = plan
+        let machines: Vec<Arc<Machine>> = plan
             .machines
             .iter()
             .map(|machine| Arc::new(Machine::new(*machine, &Random::seeded(random.u64()))))
             .collect();
+        for machine in &machines {
+            machine.set_in_service(founder_ids().any(|node| node == machine.plan.node));
+        }
+        let lives = machines.iter().map(|it| (it.plan.node, it.incarnation())).collect();
         let net = SimWorld::new(Random::seeded(random.u64()));
+        let cluster = ClusterId(random.identity());
+        let routes = Routes::new(plan.shards, cluster, manager_incarnation(&random), &lives)?;
         let world = Self {
-            routes: Routes::new(plan.shards)?,
-            cluster: ClusterId(random.identity()),
+            routes: Arc::new(routes),
+            cluster,
             net,
             recorder: Recorder::new(clock.clone()),
             clock,
             trace,
             seen: Mutex::default(),
+            manager_told: Arc::default(),
             machines,
             tasks: Tasks::new(),
             random,
+            is_born: AtomicBool::new(false),
             is_calm: AtomicBool::new(false),
+            is_operated: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             plan,
         };
@@ -146,6 +163,22 @@ impl World {
         let (least, most) =
             (Duration::from_millis(span_ms.least), Duration::from_millis(span_ms.most));
         self.net.set_latency(least..=most);
+    }
+
+    /// Whether every shard has come to exist.
+    pub(crate) fn is_born(&self) -> bool {
+        self.is_born.load(Ordering::Relaxed)
+    }
+
+    /// Whether the operator has taken all of his steps.
+    pub(crate) fn is_operated(&self) -> bool {
+        self.is_operated.load(Ordering::Relaxed)
+    }
+
+    /// Counts what a manager has done, before it forgets or when the run ends.
+    pub(crate) fn count_moves(&self, state: &v1::ManagerState) {
+        let done = state.moves.iter().filter(|it| it.state() == v1::MoveState::Done).count();
+        self.seen.lock().counts.moves += u64::try_from(done).unwrap_or(u64::MAX);
     }
 
     /// Whether the faults are over.
@@ -181,7 +214,11 @@ impl World {
                 }
             };
             machine.end_boot(Some(Arc::clone(&process)));
-            world.trace.line(format_args!("node {node}"), format_args!("boot {boot}"));
+            let Boot { count, life, .. } = boot;
+            world.trace.line(
+                format_args!("node {node}"),
+                format_args!("boot {count}, life {life} of its folder"),
+            );
             process.open_groups(&world);
             let watching = Arc::clone(&world);
             world.tasks.spawn("supervisor", OnEnd::Ignore, async move {
@@ -249,13 +286,15 @@ impl World {
             self.boot(node).await;
         }
         let shards = self.routes.shards as usize;
+        let founders = self.node_ids().len();
         let born = self.wait_until(BIRTH_LIMIT, || {
             let processes = self.processes();
-            processes.len() == self.machines.len()
+            processes.len() == founders
                 && processes.iter().all(|process| process.shards.all().len() == shards)
         });
         let is_born = born.await;
         if is_born {
+            self.is_born.store(true, Ordering::Relaxed);
             self.trace.line("world", "every shard exists everywhere");
         } else {
             self.violation(Violation::new("H5 birth", "the shards did not come to exist in time"));
@@ -276,6 +315,11 @@ impl World {
             });
         }
         drop(done);
+        let operated = Arc::clone(self);
+        self.tasks.spawn("operator", OnEnd::Ignore, async move {
+            Box::pin(operator::run(&operated)).await;
+            operated.is_operated.store(true, Ordering::Relaxed);
+        });
         self.tasks.spawn("faults", OnEnd::Ignore, faults::run(Arc::clone(self)));
         tokio::time::sleep(active).await;
 
@@ -313,8 +357,10 @@ impl World {
         self.tasks.wind_down(Duration::ZERO).await;
     }
 
+    /// The nodes whose machines are in service.
     pub(crate) fn node_ids(&self) -> Vec<NodeId> {
-        self.machines.iter().map(|machine| machine.plan.node).collect()
+        let in_service = self.machines.iter().filter(|machine| machine.is_in_service());
+        in_service.map(|machine| machine.plan.node).collect()
     }
 
     fn report(&self, options: &Options) -> Report {
@@ -327,6 +373,11 @@ impl World {
             trace: self.trace.lines(),
         }
     }
+}
+
+/// The upper part of the ids that a manager gives out (H5).
+pub(crate) fn manager_incarnation(random: &Random) -> u32 {
+    u32::try_from(random.below(1 << 21)).unwrap_or(0)
 }
 
 /// Lets the groups of an ended process end in order, then whatever is left of it.

@@ -61,5 +61,6 @@ fn short_runs_under_faults_hold() {
         let shown: Vec<String> = report.violations.iter().map(ToString::to_string).collect();
         assert!(shown.is_empty(), "{shown:#?}\nreplay: {}", options.replay());
         assert!(report.counts.answered > 0 && report.counts.faults > 0, "{report}");
+        assert!(report.counts.moves > 0, "a node has joined and got nothing: {report}");
     }
 }

@@ -19,6 +19,8 @@ pub(crate) struct ShardCopy {
     pub(crate) head: Head,
     /// Keys without the prefix, and values, in order.
     pub(crate) rows: Vec<(Bytes, Bytes)>,
+    /// What the shard's record holds beside the head, its writers first of all: keys and values, in order.
+    pub(crate) record: Vec<(Bytes, Bytes)>,
 }
 
 /// A group as one replica holds it.
@@ -44,15 +46,25 @@ impl GroupCopy {
             if one.head != two.head {
                 return Some(format!("shard {shard}: {:?} and {:?}", one.head, two.head));
             }
-            if one.rows != two.rows {
-                let differing = one.rows.iter().zip(&two.rows).find(|(one, two)| one != two);
-                let key = differing.map(|((key, _), _)| key.escape_ascii().to_string());
-                let key = key.unwrap_or_else(|| "the number of rows".to_owned());
-                return Some(format!("shard {shard}: rows differ at {key}"));
+            for (what, one, two) in
+                [("rows", &one.rows, &two.rows), ("record", &one.record, &two.record)]
+            {
+                if let Some(at) = first_difference(one, two) {
+                    return Some(format!("shard {shard}: {what} differ at {at}"));
+                }
             }
         }
         None
     }
+}
+
+fn first_difference(one: &[(Bytes, Bytes)], two: &[(Bytes, Bytes)]) -> Option<String> {
+    if one == two {
+        return None;
+    }
+    let differing = one.iter().zip(two).find(|(one, two)| one != two);
+    let key = differing.map(|((key, _), _)| key.escape_ascii().to_string());
+    Some(key.unwrap_or_else(|| "their number".to_owned()))
 }
 
 /// Compares the copies of a group.
@@ -84,7 +96,8 @@ mod tests {
             bytes: 2,
         };
         let rows = vec![(Bytes::from_static(b"k"), Bytes::from_static(value.as_bytes()))];
-        let shards = BTreeMap::from([(ShardId(1), ShardCopy { head, rows })]);
+        let record = vec![(Bytes::from_static(b"w"), Bytes::from_static(b"1"))];
+        let shards = BTreeMap::from([(ShardId(1), ShardCopy { head, rows, record })]);
         GroupCopy { applied: 9, group_time_ms: 1, shards }
     }
 
@@ -99,7 +112,11 @@ mod tests {
         empty.shards.clear();
         let mut short = copy(4, "v");
         short.shards.values_mut().for_each(|shard| shard.rows.clear());
-        for other in [copy(5, "v"), copy(4, "w"), late, empty, short] {
+        let mut writer = copy(4, "v");
+        for shard in writer.shards.values_mut() {
+            shard.record[0].1 = Bytes::from_static(b"2");
+        }
+        for other in [copy(5, "v"), copy(4, "w"), late, empty, short, writer] {
             assert!(judged(other).is_some());
         }
     }

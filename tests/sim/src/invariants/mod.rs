@@ -2,9 +2,9 @@
 //! that it stands for.
 //!
 //! They are pure: they get what was seen and answer with what is wrong. While a run goes on,
-//! [`one_gate`], [`current_gate`], [`revisions`] and [`alive`] are asked every 10 simulated
-//! milliseconds or with every answer; after it, with all faults over, [`convergence`],
-//! [`acknowledged`] and [`linearizable`].
+//! [`one_gate`], [`current_gate`], [`revisions`], [`voters`], [`destroyed`] and [`alive`] are asked every
+//! 20 simulated milliseconds or with every answer; after it, with all faults over, [`quotas`],
+//! [`convergence`], [`acknowledged`] and [`linearizable`].
 
 use std::fmt;
 
@@ -12,9 +12,12 @@ pub(crate) mod acknowledged;
 pub(crate) mod alive;
 pub(crate) mod convergence;
 pub(crate) mod current_gate;
+pub(crate) mod destroyed;
 pub(crate) mod linearizable;
 pub(crate) mod one_gate;
+pub(crate) mod quotas;
 pub(crate) mod revisions;
+pub(crate) mod voters;
 
 /// Something that must not be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! W1: a shard's revision never goes back. Not in the answers: what is answered to a request that
 //! was sent after another answer stands at or above it, and a mutation above it. Not in a replica:
-//! within one process what it holds only grows.
+//! within one process what it holds only grows. A replica that comes back to a node is another one.
 
 use std::collections::BTreeMap;
 
-use annulus_types::{NodeId, Revision, ShardId};
+use annulus_types::{ReplicaId, Revision, ShardId};
 
 use super::Violation;
 
@@ -14,8 +14,8 @@ const RULE: &str = "W1 revisions never go back";
 #[derive(Default)]
 pub(crate) struct Revisions {
     answered: BTreeMap<ShardId, Revision>,
-    /// By node, boot and shard.
-    held: BTreeMap<(NodeId, u64, ShardId), Revision>,
+    /// By replica, boot of its machine, and shard.
+    held: BTreeMap<(ReplicaId, u64, ShardId), Revision>,
 }
 
 impl Revisions {
@@ -46,14 +46,14 @@ impl Revisions {
     /// A replica holds this revision now.
     pub(crate) fn observed(
         &mut self,
-        node: NodeId,
+        replica: ReplicaId,
         boot: u64,
         shard: ShardId,
         revision: Revision,
     ) -> Option<Violation> {
-        let former = self.held.insert((node, boot, shard), revision);
+        let former = self.held.insert((replica, boot, shard), revision);
         let former = former.filter(|former| *former > revision)?;
-        let what = format!("shard {shard} on node {node}: {revision} after {former}");
+        let what = format!("shard {shard} of replica {replica}: {revision} after {former}");
         Some(Violation::new(RULE, what))
     }
 }
@@ -81,10 +81,11 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_that_falls_back_is_found_and_a_restart_is_not() {
+    fn a_replica_that_falls_back_is_found_and_a_restart_or_another_one_is_not() {
         let mut revisions = Revisions::default();
-        assert!(revisions.observed(NodeId(1), 1, SHARD, Revision(5)).is_none());
-        assert!(revisions.observed(NodeId(1), 2, SHARD, Revision(1)).is_none());
-        assert!(revisions.observed(NodeId(1), 2, SHARD, Revision(0)).is_some());
+        assert!(revisions.observed(ReplicaId(1), 1, SHARD, Revision(5)).is_none());
+        assert!(revisions.observed(ReplicaId(1), 2, SHARD, Revision(1)).is_none());
+        assert!(revisions.observed(ReplicaId(1), 2, SHARD, Revision(0)).is_some());
+        assert!(revisions.observed(ReplicaId(2), 2, SHARD, Revision(0)).is_none());
     }
 }
