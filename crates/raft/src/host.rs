@@ -637,6 +637,7 @@ impl Host {
         for group in self.groups() {
             // The core has ended either way.
             let _ = group.raft.shutdown().await;
+            group.replica.end();
         }
         self.wal.close();
     }

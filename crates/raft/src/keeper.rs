@@ -35,7 +35,7 @@ const VOTE_PAUSE: Duration = Duration::from_millis(300);
 
 pub(crate) fn spawn(host: &Arc<Host>) {
     let keeper = Arc::downgrade(host);
-    host.env.tasks.spawn("keeper", OnEnd::StopNode, async move {
+    host.env.tasks.spawn_until_stop("keeper", async move {
         let mut ticker = tokio::time::interval(TICK);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut turn = 0u64;

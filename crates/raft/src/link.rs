@@ -131,7 +131,7 @@ impl Link {
             is_unwanted: AtomicBool::new(false),
         });
         let running = Arc::clone(&link);
-        env.tasks.spawn("peer link", annulus_runtime::OnEnd::StopNode, async move {
+        env.tasks.spawn_until_stop("peer link", async move {
             running.run().await;
         });
         link

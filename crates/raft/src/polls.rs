@@ -42,7 +42,7 @@ use std::time::Duration;
 
 use annulus_proto::v1;
 use annulus_proto::v1::envelope::Body;
-use annulus_runtime::{BootTime, OnEnd};
+use annulus_runtime::BootTime;
 use annulus_types::{GroupId, NodeId, ReplicaId};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -218,7 +218,7 @@ impl Host {
 pub(crate) fn spawn(host: &Arc<Host>) {
     let asking = Arc::downgrade(host);
     let every = host.options.timing.poll;
-    host.env.tasks.spawn("polls", OnEnd::StopNode, async move {
+    host.env.tasks.spawn_until_stop("polls", async move {
         let mut ticker = tokio::time::interval(every);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut windows = Windows::default();

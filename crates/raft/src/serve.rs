@@ -79,11 +79,16 @@ impl Inbound {
     /// until the last sender is gone.
     async fn run(mut self, mut frames: Streaming<v1::Frame>) {
         let mut assembler = Assembler::default();
-        while let Ok(Some(frame)) = frames.message().await {
-            if self.host.env.tasks.is_stopping() {
+        let tasks = self.host.env.tasks.clone();
+        let mut stopping = std::pin::pin!(tasks.stop_requested());
+        loop {
+            let next = tokio::select! {
+                biased;
                 // The groups are ending; a lost link says so better than errors.
-                return;
-            }
+                _ = &mut stopping => return,
+                next = frames.message() => next,
+            };
+            let Ok(Some(frame)) = next else { return };
             let from = (NodeId(frame.node), frame.incarnation);
             if let Err(error) = self.check(&frame, from) {
                 tracing::warn!(peer = %from.0, %error, "peer frame refused");

@@ -5,6 +5,7 @@
 //! A panic of a [`OnEnd::StopNode`] task cancels the node's shutdown token, so that the process
 //! ends instead of serving with a part missing.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +30,12 @@ pub struct Tasks(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     set: Mutex<JoinSet<()>>,
+    alive: Alive,
     stop: watch::Sender<Option<String>>,
 }
+
+/// How many of each name have not ended, threads too.
+type Alive = Arc<Mutex<BTreeMap<&'static str, usize>>>;
 
 impl Default for Tasks {
     fn default() -> Self {
@@ -42,7 +47,8 @@ impl Tasks {
     /// An owner without tasks.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(Inner { set: Mutex::new(JoinSet::new()), stop: watch::Sender::new(None) }))
+        let stop = watch::Sender::new(None);
+        Self(Arc::new(Inner { set: Mutex::new(JoinSet::new()), alive: Alive::default(), stop }))
     }
 
     /// Runs `task` until it ends, or until the last clone of `self` is dropped.
@@ -50,12 +56,28 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let guard = EndGuard { name, on_end, stop: self.0.stop.clone() };
+        let guard = self.guard(name, on_end);
         let mut set = self.0.set.lock();
         while set.try_join_next().is_some() {}
         set.spawn(async move {
             let _guard = guard;
             task.await;
+        });
+    }
+
+    /// Runs `task`, which has no end of its own, until the node shall stop. Its end before that stops
+    /// the node.
+    pub fn spawn_until_stop<F>(&self, name: &'static str, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut stop = self.0.stop.subscribe();
+        self.spawn(name, OnEnd::StopNode, async move {
+            tokio::select! {
+                () = task => {}
+                // Nor does it outlive its owner.
+                _ = stop.wait_for(Option::is_some) => {}
+            }
         });
     }
 
@@ -68,12 +90,17 @@ impl Tasks {
     where
         F: FnOnce() + Send + 'static,
     {
-        let guard = EndGuard { name, on_end, stop: self.0.stop.clone() };
+        let guard = self.guard(name, on_end);
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _guard = guard;
             work();
         })?;
         Ok(())
+    }
+
+    fn guard(&self, name: &'static str, on_end: OnEnd) -> EndGuard {
+        *self.0.alive.lock().entry(name).or_default() += 1;
+        EndGuard { name, on_end, alive: Arc::clone(&self.0.alive), stop: self.0.stop.clone() }
     }
 
     /// Asks the node to stop. The first reason is kept.
@@ -101,12 +128,13 @@ impl Tasks {
         self.0.stop.borrow().is_some()
     }
 
-    /// Waits until every task has ended, `limit` at most, then aborts the rest. Call after
-    /// [`Self::request_stop`].
+    /// Waits until every task has ended, `limit` at most, then aborts the rest and says which they
+    /// were. Call after [`Self::request_stop`].
     pub async fn wind_down(&self, limit: Duration) {
         let mut set = std::mem::take(&mut *self.0.set.lock());
         let ended = async { while set.join_next().await.is_some() {} };
         if tokio::time::timeout(limit, ended).await.is_err() {
+            tracing::warn!(tasks = ?self.0.alive.lock().iter().filter(|(_, count)| **count > 0).collect::<Vec<_>>(), "tasks did not end in time and are aborted");
             set.abort_all();
         }
     }
@@ -125,11 +153,15 @@ fn request_stop(stop: &watch::Sender<Option<String>>, reason: &str) {
 struct EndGuard {
     name: &'static str,
     on_end: OnEnd,
+    alive: Alive,
     stop: watch::Sender<Option<String>>,
 }
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
+        if let Some(count) = self.alive.lock().get_mut(self.name) {
+            *count -= 1;
+        }
         let panicked = std::thread::panicking();
         if panicked {
             tracing::error!(task = self.name, "a task panicked");
@@ -153,6 +185,20 @@ mod tests {
         assert_eq!(tasks.stop_requested().await, "task vital ended");
         tasks.request_stop("later");
         assert_eq!(tasks.stop_requested().await, "task vital ended");
+    }
+
+    #[tokio::test]
+    async fn what_has_no_end_ends_with_the_node() {
+        let tasks = Tasks::new();
+        tasks.spawn_until_stop("forever", std::future::pending());
+        tasks.request_stop("enough");
+        // Would abort it after an hour.
+        tokio::time::pause();
+        let began = tokio::time::Instant::now();
+        tasks.wind_down(Duration::from_secs(3600)).await;
+        assert!(began.elapsed() < Duration::from_secs(1));
+        tasks.spawn_until_stop("early", async {});
+        assert_eq!(tasks.stop_requested().await, "enough", "the first reason is kept");
     }
 
     #[tokio::test]
