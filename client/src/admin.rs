@@ -155,10 +155,10 @@ impl Admin {
         .await
     }
 
-    /// What a rebalance would do now.
+    /// What a rebalance would do now, around what has a move under way already.
     ///
     /// # Errors
-    /// See [`Admin::overview`]; `NotReady` while moves have not ended.
+    /// See [`Admin::overview`]; `NotReady` while everything has.
     pub async fn plan_rebalance(&self) -> Result<v1::RebalancePlan, Error> {
         let message = v1::PlanRebalanceRequest::default();
         self.ask(Access::Read, message, |mut admin, asked| {

@@ -251,7 +251,13 @@ impl Retry {
             });
         }
         let asked_to_wait = Duration::from_millis(u64::from(error.retry_after_ms));
-        self.last = Some(error);
+        // That one was too slow for what was left tells less than what the others said, unless it did more.
+        let is_late = matches!(error.kind, ErrorKind::DeadlineExceeded { .. });
+        let tells_more =
+            |last: &Error| matches!(last.kind, ErrorKind::NoQuorum | ErrorKind::TooStale { .. });
+        if !(is_late && !self.in_doubt() && self.last.as_ref().is_some_and(tells_more)) {
+            self.last = Some(error);
+        }
         match self.hop(repaired, roll) {
             None => Step::AtOnce,
             Some(pause) => Step::After(pause.max(asked_to_wait)),

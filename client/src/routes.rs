@@ -8,8 +8,9 @@
 //! - H7: nothing here decides; a wrong entry costs a redirect. Of two routes for a shard the higher
 //!   epoch wins, of two for a group the higher (membership index, term).
 //! - A table of another cluster never replaces the one held.
-//! - A node that is gone is asked last for a second, not never: if all are, all are asked. A late
-//!   answer alone does not make a node gone: under load, or with short deadlines, that would drive
+//! - A node that is gone is asked last for a second, not never: if all are, all are asked. A connection
+//!   that broke does not make a node gone, unless the next one does, too. A late answer alone does not
+//!   either: under load, or with short deadlines, that would drive
 //!   every caller away from a leader that is merely busy.
 
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ use annulus_types::{
 const AVOID_US: u64 = 1_000_000;
 /// A node is gone when it answered nothing at all for so long although it was asked.
 const QUIET_US: u64 = 1_000_000;
+/// What breaks within this breaks at once: many calls share a connection.
+const SAME_BREAK_US: u64 = 10_000;
 /// Tables are asked for at most this often while answers go on telling of newer ones.
 const REFRESH_PAUSE_US: u64 = 200_000;
 
@@ -70,6 +73,8 @@ struct Pulse {
     heard_us: u64,
     /// When the first question was asked that it left unanswered since then.
     quiet_us: Option<u64>,
+    /// When a connection to it broke under a question, since it answered last.
+    broken_us: Option<u64>,
     /// Until then it is asked last.
     avoided_until_us: u64,
 }
@@ -231,7 +236,19 @@ impl RouteCache {
         self.pulses.insert(node, pulse);
     }
 
-    /// The node cannot be reached, or broke the connection.
+    /// A connection to the node broke under a question. The node may live: it is gone when it cannot be
+    /// reached then, or when that happens again before it answers anything.
+    pub(crate) fn broken(&mut self, target: &Target, now_us: u64) {
+        // It may have come back on another address.
+        self.stale = true;
+        let pulse = self.pulses.entry(target.node).or_default();
+        let since_us = now_us.saturating_sub(*pulse.broken_us.get_or_insert(now_us));
+        if since_us > SAME_BREAK_US {
+            self.gone(target, now_us);
+        }
+    }
+
+    /// The node cannot be reached.
     pub(crate) fn gone(&mut self, target: &Target, now_us: u64) {
         self.pulses.entry(target.node).or_default().avoided_until_us =
             now_us.saturating_add(AVOID_US);

@@ -171,7 +171,7 @@ impl Inner {
                     let waited_us = u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
                     cache.late(target, waited_us, now_us);
                 } else {
-                    cache.gone(target, now_us);
+                    cache.broken(target, now_us);
                 }
                 false
             }

@@ -298,3 +298,21 @@ fn a_call_whose_time_ends_while_it_waits_says_so() {
         matches!(error.kind, ErrorKind::DeadlineExceeded { ref stage } if stage.contains("writer"))
     );
 }
+
+#[test]
+fn a_late_last_attempt_does_not_hide_what_the_others_said() {
+    let late = || {
+        let stage = "waiting for the node".to_owned();
+        Failure::Silent(Error::refused(ErrorKind::DeadlineExceeded { stage }))
+    };
+    for kind in [ErrorKind::NoQuorum, ErrorKind::TooStale { limit_us: 1, actual_us: None }] {
+        let mut retry = Retry::new(Access::Read, false);
+        retry.after(Failure::Said(Error::refused(kind.clone())), false, 0);
+        retry.after(late(), false, 0);
+        assert_eq!(retry.give_up().kind, kind);
+    }
+    let mut retry = Retry::new(Access::Read, false);
+    retry.after(no_leader(), false, 0);
+    retry.after(late(), false, 0);
+    assert!(matches!(retry.give_up().kind, ErrorKind::DeadlineExceeded { .. }));
+}

@@ -309,6 +309,22 @@ fn the_ring_walk_names_every_storage_node_once() {
 }
 
 #[test]
+fn a_node_is_gone_when_a_second_connection_to_it_breaks_too() {
+    let mut cache = cache(Some(2));
+    let leader = |cache: &RouteCache, now_us| next_at(cache, Want::Leader, None, now_us);
+    cache.broken(&target(2), 0);
+    // Other calls on the same connection.
+    cache.broken(&target(2), SAME_BREAK_US);
+    assert_eq!(leader(&cache, SAME_BREAK_US), 2, "it may live");
+    assert!(cache.refresh_due(REFRESH_PAUSE_US), "perhaps at another address");
+    cache.alive(NodeId(2), 30_000);
+    cache.broken(&target(2), 60_000);
+    assert_eq!(leader(&cache, 60_000), 2, "it has answered in between");
+    cache.broken(&target(2), 90_000);
+    assert_ne!(leader(&cache, 90_000), 2);
+}
+
+#[test]
 fn a_node_that_is_gone_asks_for_a_refresh_and_is_tried_at_its_new_address() {
     let mut cache = cache(Some(2));
     cache.asking(0);
