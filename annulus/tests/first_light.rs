@@ -196,7 +196,9 @@ async fn a_key_with_a_time_to_live_ends_without_traffic_and_not_before() {
         if let Ok(found) = &found
             && let Some(left) = found.expires_in
         {
-            assert!(found.value.is_some() && left <= ttl, "{found:?}");
+            // Of the last millisecond nobody knows how much was over when it was asked for.
+            let most = ttl + Duration::from_millis(1);
+            assert!(found.value.is_some() && left <= most, "{found:?}");
         }
         found.is_ok_and(|found| found.value.is_none())
     })

@@ -28,8 +28,9 @@
 //! mutation is recognised by its bytes (W3): what a request says must be encoded alike by every
 //! version that may see its repetition.
 //!
-//! A ttl is the time to live of what is set, never 0: it ends that much after the shard time of the entry
-//! (W5). Without one what is set never ends, also where something stood that would have.
+//! A ttl is the time to live of what is set, never 0: it ends that much, and one millisecond, after the shard
+//! time of the entry, which is cut to whole milliseconds (W5). Without one what is set never ends, also where
+//! something stood that would have.
 //!
 //! A token stands where no key tells which shard is meant; it decides after a shard was divided.
 //! Replies are in [`outcome`].

@@ -36,6 +36,7 @@ use annulus_engine::key::{self, Prefix};
 use annulus_engine::{Batch, Engine, EngineError, Row};
 use annulus_raft::machine::{group_time_of, state_key};
 use annulus_raft::{Applying, FileSpec, Import, Machine, Operation};
+use annulus_types::limits::ENDS_PER_ENTRY;
 use annulus_types::{GroupId, NamespaceId, ShardId, Token, token_of};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -43,6 +44,7 @@ use parking_lot::{Mutex, RwLock};
 use self::deadlines::Deadlines;
 use self::graves::Graves;
 use crate::stored::{Head, Value};
+use crate::weaken::{Weaken, Weakened};
 use crate::writers::Writers;
 
 /// A shard that this node hosts. Never changes; a switched shard is another value.
@@ -100,6 +102,7 @@ pub struct Shards {
     by_first: RwLock<BTreeMap<u16, Arc<Shard>>>,
     next_prefix: Mutex<u64>,
     graves: Graves,
+    weakened: Weakened,
 }
 
 const NEXT_PREFIX: &str = "next-prefix";
@@ -116,6 +119,13 @@ impl Shards {
     /// # Errors
     /// As the engine says, or when a record does not decode.
     pub fn open(engine: Arc<dyn Engine>) -> Result<Arc<Self>, EngineError> {
+        Self::open_weakened(engine, Weakened::default())
+    }
+
+    fn open_weakened(
+        engine: Arc<dyn Engine>,
+        weakened: Weakened,
+    ) -> Result<Arc<Self>, EngineError> {
         let stored = engine.get(&[&key::node(NEXT_PREFIX)])?.into_iter().next().flatten();
         let next = match stored {
             None => 1,
@@ -127,7 +137,8 @@ impl Shards {
         let survey = graves::survey(engine.as_ref())?;
         let next_prefix = Mutex::new(next.max(survey.next));
         let graves = Graves::of(survey.orphans);
-        Ok(Arc::new(Self { engine, by_first: RwLock::default(), next_prefix, graves }))
+        let by_first = RwLock::default();
+        Ok(Arc::new(Self { engine, by_first, next_prefix, graves, weakened }))
     }
 
     /// The shard that owns `token`, if this node hosts it.
@@ -202,7 +213,15 @@ impl Shards {
             return Ok(None);
         }
         let shard_time_ms = head.shard_time_ms(group_time_of(state.as_deref())?);
-        let values = found.map(checked).collect::<Result<Vec<_>, _>>()?;
+        let mut values = found.map(checked).collect::<Result<Vec<_>, _>>()?;
+        if self.weakened.is(Weaken::ReadsJudgeTime) {
+            let is_over = |value: &Value| (1..=shard_time_ms).contains(&value.deadline_ms);
+            for value in &mut values {
+                if value.as_ref().is_some_and(is_over) {
+                    *value = None;
+                }
+            }
+        }
         Ok(Some(SeenAll { head, shard_time_ms, values }))
     }
 
@@ -285,6 +304,8 @@ struct Applied {
     held: BTreeMap<ShardId, Held>,
     /// Shards of the batch in the making.
     created: Vec<Shard>,
+    /// How many keys and writers any entry may end (W5): [`ENDS_PER_ENTRY`], fewer in some tests.
+    ends_least: usize,
 }
 
 impl ShardMachine {
@@ -300,7 +321,7 @@ impl ShardMachine {
                 by_first.insert(head.first, Arc::new(shard_of(group, *shard, head)));
             }
         }
-        let applied = Applied { held, created: Vec::new() };
+        let applied = Applied { held, created: Vec::new(), ends_least: ENDS_PER_ENTRY };
         Ok(Arc::new(Self { group, shards, applied: Mutex::new(applied) }))
     }
 

@@ -13,6 +13,8 @@ pub(crate) enum Weaken {
     OlderThanSession,
     /// R4: a read with a bound is answered whatever the age of the state.
     OlderThanBound,
+    /// W5: a read hides a key that is past its deadline, whether or not an entry has ended it.
+    ReadsJudgeTime,
 }
 
 /// At most one rule that is off.

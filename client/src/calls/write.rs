@@ -70,8 +70,9 @@ impl Put {
     }
 
     /// The key ends after this time: not earlier, and later by at most 10 s, and the time without a leader,
-    /// for each change of its shard's leader. 1 ms to 100 years; without it the key does not end, also if it
-    /// would have before.
+    /// for each change of its shard's leader. When more than 1,000 keys of a group are due at once it takes
+    /// some entries to end them all. 1 ms to 100 years; without it the key does not end, also if it would
+    /// have before.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self

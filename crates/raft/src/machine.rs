@@ -104,10 +104,10 @@ pub trait Machine: Send + Sync + 'static {
     /// The batch of the last [`Machine::apply`] is visible in the engine now.
     fn batch_visible(&self);
 
-    /// The group's time at which something in the state ends by itself next, milliseconds; `None`: nothing
-    /// will. An entry of that time, or later, must end it, or as much of what is due as one entry may: until
-    /// then a leader without traffic goes on proposing time entries (W5). Asked after every entry, and after
-    /// a snapshot.
+    /// The group's time at which something in the state ends by itself next, milliseconds, or an earlier one
+    /// if that is not known; `None`: nothing will. An entry of that time, or later, must end what is due, or
+    /// as much of it as one entry may, and find out what comes next: until then a leader without traffic goes
+    /// on proposing time entries (W5). Asked after every entry, and after a snapshot.
     fn next_end_ms(&self) -> Option<u64> {
         None
     }

@@ -22,7 +22,8 @@
 //! deadline it does so every 10 s, for the time that no entry has told is lost with its leadership: what
 //! ends by time ends no earlier than it should, and later by at most that and the time without a leader.
 //! A group in which nothing has a deadline proposes nothing by itself. What fails is tried again while this
-//! replica leads.
+//! replica leads. An entry's time is read after its operations were taken: a deadline that counts from it
+//! then counts from no moment before the request.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -255,6 +256,14 @@ impl Packer {
         taken
     }
 
+    /// What fits into one entry, and the group's time that the entry carries, milliseconds: not that of a
+    /// moment before the last of it was queued.
+    fn take_timed(&self, clock: &mut Option<GroupClock>, vote: Vote) -> (Vec<Waiting>, u64) {
+        let taken = self.take();
+        let group_time_ms = self.group_time(clock, vote);
+        (taken, group_time_ms)
+    }
+
     /// Refuses everything that is queued: this replica does not lead.
     fn refuse_all(&self) {
         let waiting = {
@@ -297,7 +306,7 @@ impl Packer {
                         // `hold` is set before `idle` is asked, and this is the other order: one of
                         // the two sees the other.
                         if !self.is_held() {
-                            let taken = self.take();
+                            let (taken, time_ms) = self.take_timed(&mut clock, vote);
                             let is_needed = is_due || !taken.is_empty();
                             if is_needed
                                 && !self.propose_one(&raft, taken, time_ms, &mut gate).await
@@ -425,7 +434,52 @@ impl Packer {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use annulus_runtime::{Clock, Random, SimDisk, SimWorld, Tasks};
+    use annulus_types::{GroupId, ReplicaId};
+
     use super::*;
+    use crate::gate::{Core, Gate, Lease, Weaken};
+
+    const ME: ReplicaId = ReplicaId(1);
+
+    fn packer() -> Packer {
+        let (clock, random) = (Clock::simulated(1000, 0), Random::seeded(1));
+        let world = SimWorld::new(random.clone());
+        let env = Env {
+            clock: clock.clone(),
+            random: random.clone(),
+            network: Arc::new(world.network(IpAddr::from([10, 0, 0, 1]))),
+            disk: Arc::new(SimDisk::new(random)),
+            tasks: Tasks::new(),
+        };
+        let span = Duration::from_millis(600);
+        let lease = Lease { lease: span, silence: span };
+        let gate = Gate::new(Core::new(ME, lease, Weaken::default()));
+        let replica = ReplicaState::new(GroupId(1), ME, clock, gate, span, false);
+        Packer::new(env, Arc::new(replica), WeakenHost::default())
+    }
+
+    fn queue(packer: &Packer) {
+        let operation = Operation { shard: ShardId(1), body: Bytes::from_static(b"x") };
+        let (fate, (answer, _)) = (Arc::new(AtomicU8::new(QUEUED)), oneshot::channel());
+        let mut queue = packer.queue.lock();
+        queue.bytes += operation.body.len() + OPERATION_OVERHEAD;
+        queue.waiting.push_back(Waiting { operation, fate, answer });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_carries_no_time_before_its_operations_were_queued() {
+        let (packer, mut clock) = (packer(), None);
+        let vote = Vote { term: 1, leader: ME, committed: true };
+        assert_eq!(packer.group_time(&mut clock, vote), 0, "whether something is due");
+        tokio::time::advance(Duration::from_millis(7)).await;
+        queue(&packer);
+        let (taken, time_ms) = packer.take_timed(&mut clock, vote);
+        assert_eq!((taken.len(), time_ms), (1, 7));
+        assert_eq!(packer.group_time(&mut clock, vote), 7);
+    }
 
     #[test]
     fn a_time_entry_is_due_with_what_ends_next_and_in_steps_until_then() {

@@ -32,7 +32,8 @@ pub const SHARD_WRITERS: usize = 8 * 1024;
 pub const SHARD_RESULT_BYTES: u64 = 64 * 1024 * 1024;
 /// A writer that is not used for so much shard time ends (W3).
 pub const WRITER_IDLE: Duration = Duration::from_secs(10 * 60);
-/// Keys, locks and writers that end by time before the operations of one entry (W5).
+/// Keys, locks and writers that end by time before the operations of one entry (W5), or twice as many as
+/// its operations name, if that is more.
 pub const ENDS_PER_ENTRY: usize = 1_000;
 /// Longest time to live of a key, milliseconds: a hundred years. The shortest is one millisecond.
 pub const TTL_MS_MOST: u64 = 36_525 * 24 * 60 * 60 * 1_000;

@@ -2,8 +2,8 @@
 //!
 //! 1. Everything that the engine holds for the keys of the entry is read at once.
 //! 2. What has ended by time ends (W5): keys, each with a revision, and writers. In deadline order, 1,000
-//!    per entry; the rest follows with the next entries, and until then it is there. An entry may consist
-//!    of nothing but this.
+//!    per entry, and more if the entry's operations name more than half as many keys; the rest follows with
+//!    the next entries, and until then it is there. An entry may consist of nothing but this.
 //! 3. The operations are judged one by one; later ones see what earlier ones did. A named mutation
 //!    passes its shard's writer table first (W3).
 //! 4. Every row of a record that changed goes into the batch of the data.
@@ -17,7 +17,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use annulus_engine::{Batch, Engine, EngineError};
 use annulus_raft::{Applying, Operation};
-use annulus_types::limits::ENDS_PER_ENTRY;
 use annulus_types::{Epoch, Revision, ShardId, Token};
 use bytes::Bytes;
 
@@ -63,6 +62,10 @@ impl Step {
 /// What the operations of one entry share.
 struct Entry<'a> {
     group_time_ms: u64,
+    /// It has no operations.
+    is_idle: bool,
+    /// How many keys and writers it may still end.
+    ends_left: usize,
     known: HashMap<Bytes, Option<Known>>,
     batch: &'a mut Batch,
 }
@@ -76,10 +79,16 @@ impl ShardMachine {
         batch: &mut Batch,
     ) -> Result<Vec<Bytes>, EngineError> {
         let mut applied = self.applied.lock();
-        let Applied { held: shards, created } = &mut *applied;
+        let Applied { held: shards, created, ends_least } = &mut *applied;
         let mut steps: Vec<Step> = operations.into_iter().map(Step::of).collect();
         let known = self.known(shards, &mut steps)?;
-        let mut entry = Entry { group_time_ms: at.group_time_ms, known, batch: &mut *batch };
+        let mut entry = Entry {
+            group_time_ms: at.group_time_ms,
+            is_idle: steps.is_empty(),
+            ends_left: ends_most(*ends_least, &steps),
+            known,
+            batch: &mut *batch,
+        };
         let engine = self.shards.engine.as_ref();
         let mut changed = end_due(engine, shards, &mut entry)?;
         let mut replies = Vec::with_capacity(steps.len());
@@ -104,9 +113,6 @@ impl ShardMachine {
                 _ => Outcome::NotHere,
             };
             replies.push(outcome.encode());
-        }
-        for held in shards.values_mut() {
-            held.deadlines.settle(engine, held.head.prefix)?;
         }
         self.store(shards, &changed, entry.batch);
         Ok(replies)
@@ -192,16 +198,25 @@ fn known_of(stored: Bytes, counts: bool) -> Result<Known, EngineError> {
     Ok(Known { version, bytes, number, deadline_ms })
 }
 
+/// How many keys and writers an entry may end. Twice as many as it can add: so while anything is left over,
+/// each entry ends more than it adds, and what is left over comes to an end under any load. By the entry's
+/// own bytes alone, whichever of its operations are refused, so that all replicas agree.
+fn ends_most(least: usize, steps: &[Step]) -> usize {
+    let named: usize = steps.iter().filter_map(|step| step.op.as_ref()).map(Op::names).sum();
+    least.max(2 * named)
+}
+
 /// Ends what is due: shards in the order of their earliest deadlines, keys and writers in the order of
-/// theirs, so many per entry. Returns the shards whose revision changed.
+/// theirs, as many as the entry may. Returns the shards whose revision changed.
 fn end_due(
     engine: &dyn Engine,
     shards: &mut BTreeMap<ShardId, Held>,
     entry: &mut Entry<'_>,
 ) -> Result<BTreeSet<ShardId>, EngineError> {
     let mut due: Vec<(Reverse<u64>, ShardId)> = Vec::new();
-    for (shard, held) in shards.iter() {
+    for (shard, held) in shards.iter_mut() {
         let now_ms = held.head.shard_time_ms(entry.group_time_ms);
+        held.deadlines.look(engine, held.head.prefix, now_ms, entry.is_idle)?;
         if let Some(end_ms) = held.next_end_ms()
             && end_ms <= now_ms
         {
@@ -210,11 +225,13 @@ fn end_due(
     }
     due.sort_unstable();
     let mut changed = BTreeSet::new();
-    let mut left = ENDS_PER_ENTRY;
     for (_, shard) in due {
+        if entry.ends_left == 0 {
+            break;
+        }
         let Some(held) = shards.get_mut(&shard) else { continue };
         let before = held.head.revision;
-        held.end_due(engine, &mut left, entry)?;
+        held.end_due(engine, entry)?;
         if held.head.revision != before {
             changed.insert(shard);
         }
@@ -223,30 +240,28 @@ fn end_due(
 }
 
 impl Held {
-    /// When the next key or writer ends, milliseconds of shard time.
+    /// Before this no key or writer ends, milliseconds of shard time. Exact if it is reached, at an entry
+    /// that has looked.
     pub(super) fn next_end_ms(&self) -> Option<u64> {
         let ends = [self.deadlines.next_ms(), self.writers.next_end_ms()];
         ends.into_iter().flatten().min()
     }
 
     /// Ends what is due here, as long as something is left of what the entry may end.
-    fn end_due(
-        &mut self,
-        engine: &dyn Engine,
-        left: &mut usize,
-        entry: &mut Entry<'_>,
-    ) -> Result<(), EngineError> {
+    fn end_due(&mut self, engine: &dyn Engine, entry: &mut Entry<'_>) -> Result<(), EngineError> {
         let now_ms = self.head.shard_time_ms(entry.group_time_ms);
-        for due in self.deadlines.due(engine, self.head.prefix, now_ms, *left)? {
+        let prefix = self.head.prefix;
+        for due in self.deadlines.take_due(engine, prefix, now_ms, entry.ends_left)? {
             // Writers that ended before the key.
-            *left -= self.writers.expire(due.deadline_ms, *left).len();
-            if *left == 0 {
+            entry.ends_left -= self.writers.expire(due.deadline_ms, entry.ends_left).len();
+            if entry.ends_left == 0 {
+                self.deadlines.give_back(&due);
                 return Ok(());
             }
             self.scene(entry).end(due);
-            *left -= 1;
+            entry.ends_left -= 1;
         }
-        *left -= self.writers.expire(now_ms, *left).len();
+        entry.ends_left -= self.writers.expire(now_ms, entry.ends_left).len();
         Ok(())
     }
 

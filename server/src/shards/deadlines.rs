@@ -3,19 +3,30 @@
 //! The index lies in the engine behind the shard's data, one row for each key that has a deadline, in the
 //! order of time (`annulus_engine::key`). Its rows are changed by the batch that changes their keys; they
 //! travel in the shard's file, count in its digest and go with its prefix, as the data do (E3, E5). In
-//! memory is the earliest deadline, and what the entry at hand has changed, which the engine does not show
-//! yet. What happens to a key that ends is `judge`'s business, and how many may end in one entry `apply`'s.
+//! memory is a bound of the earliest deadline. What happens to a key that ends is `judge`'s business, and how
+//! many may end in one entry `apply`'s.
+//!
+//! # The bound
+//!
+//! Removed rows leave traces in an engine over which it has to walk. A client that prolongs its keys again
+//! and again removes the earliest row again and again; if each time the next one had to be found, every entry
+//! would wait for such a walk, on every replica. So nothing is searched when a row is removed: the bound
+//! stays where it was, and is only looked at again when an entry reaches it, or has no operations that would
+//! have to wait. In a group without traffic the latter happens within one time entry, so that what is gone
+//! does not go on asking for more of them.
 //!
 //! # Invariants
 //!
 //! - A key has a row if and only if its value has a deadline, and it is the same one.
-//! - Between two entries the earliest deadline is known exactly. So nothing is read to learn that nothing is
-//!   due, and a shard without deadlines asks for no time entries.
-//! - An entry reads about as many rows as it ends or removes, never the whole index.
+//! - No row is before the bound; without a bound there are no rows. Unless it is in doubt, the bound is the
+//!   earliest deadline.
+//! - The bound depends on when the process was started, and what ends does not: at a time that has reached it,
+//!   the bound is exact before anything ends.
+//! - An entry reads about as many rows as it ends, never the whole index.
 //!
 //! Failure: a row that does not read, or an engine that does not answer, stops the replica (W8).
 
-use std::collections::BTreeMap;
+use std::ops::Range;
 
 use annulus_engine::key::{self, Prefix};
 use annulus_engine::{Batch, Engine, EngineError, Row};
@@ -38,30 +49,49 @@ pub(super) struct Due {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Deadlines {
+    /// The bound, milliseconds of shard time.
     next_ms: Option<u64>,
-    /// Rows that the entry at hand has set, or else removed.
-    changed: BTreeMap<Bytes, bool>,
-    /// A row of the earliest deadline was removed: the next one has to be looked for.
+    /// A row at the bound was removed: the earliest deadline may be later.
     is_unsure: bool,
 }
 
 impl Deadlines {
     /// Reads the earliest deadline of a prefix.
     pub(super) fn load(engine: &dyn Engine, prefix: Prefix) -> Result<Self, EngineError> {
-        let first = engine.rows(key::deadlines_range(prefix), 1)?.into_iter().next();
-        let next_ms = first.map(|(row, _)| time_of(&row)).transpose()?;
-        Ok(Self { next_ms, ..Self::default() })
+        let next_ms = earliest(engine, key::deadlines_range(prefix))?;
+        Ok(Self { next_ms, is_unsure: false })
     }
 
-    /// The earliest deadline, milliseconds of shard time.
+    /// No deadline is before this, milliseconds of shard time; `None`: there is none.
     pub(super) fn next_ms(&self) -> Option<u64> {
         self.next_ms
     }
 
-    /// The keys that are due at `now_ms`, in the order of their deadlines, `most` at most. Before anything
-    /// of the entry has changed the index.
-    pub(super) fn due(
-        &self,
+    /// Looks for the earliest deadline if it is in doubt, and the bound is reached at `now_ms` or nothing
+    /// else is to be done. Before anything of the entry has changed the index.
+    pub(super) fn look(
+        &mut self,
+        engine: &dyn Engine,
+        prefix: Prefix,
+        now_ms: u64,
+        is_idle: bool,
+    ) -> Result<(), EngineError> {
+        if let Some(next_ms) = self.next_ms
+            && self.is_unsure
+            && (is_idle || next_ms <= now_ms)
+        {
+            // Nothing is before the bound, apart from traces of what was there.
+            self.next_ms = earliest(engine, onwards(prefix, next_ms))?;
+            self.is_unsure = false;
+        }
+        Ok(())
+    }
+
+    /// Takes the keys that are due at `now_ms`, in the order of their deadlines, `most` at most. They are to
+    /// be ended, or [given back](Self::give_back). After [`Self::look`], and before anything of the entry
+    /// has changed the index.
+    pub(super) fn take_due(
+        &mut self,
         engine: &dyn Engine,
         prefix: Prefix,
         now_ms: u64,
@@ -70,9 +100,23 @@ impl Deadlines {
         let Some(next_ms) = self.next_ms.filter(|next_ms| *next_ms <= now_ms) else {
             return Ok(Vec::new());
         };
-        let end = key::deadlines_from(prefix, now_ms.saturating_add(1));
-        let rows = engine.rows(key::deadlines_from(prefix, next_ms)..end, most)?;
-        rows.into_iter().map(due_of).collect()
+        let later = onwards(prefix, now_ms.saturating_add(1));
+        let reached = key::deadlines_from(prefix, next_ms)..later.start.clone();
+        // One more, which tells what comes next.
+        let rows = engine.rows(reached, most.saturating_add(1))?;
+        let mut due = rows.into_iter().map(due_of).collect::<Result<Vec<Due>, EngineError>>()?;
+        self.next_ms = match due.get(most) {
+            Some(left) => Some(left.deadline_ms),
+            None => earliest(engine, later)?,
+        };
+        self.is_unsure = false;
+        due.truncate(most);
+        Ok(due)
+    }
+
+    /// This key, and those that were taken behind it, do not end yet.
+    pub(super) fn give_back(&mut self, first: &Due) {
+        self.next_ms = Some(first.deadline_ms);
     }
 
     /// A key gets a deadline; it has none now.
@@ -83,45 +127,29 @@ impl Deadlines {
         bytes: u64,
         batch: &mut Batch,
     ) {
-        let row = key::deadline(physical, deadline_ms);
-        batch.put(row.clone(), Ending { bytes }.encode());
-        self.changed.insert(row, true);
-        self.next_ms = Some(self.next_ms.map_or(deadline_ms, |next_ms| next_ms.min(deadline_ms)));
+        batch.put(key::deadline(physical, deadline_ms), Ending { bytes }.encode());
+        if self.next_ms.is_none_or(|next_ms| deadline_ms <= next_ms) {
+            self.next_ms = Some(deadline_ms);
+            self.is_unsure = false;
+        }
     }
 
     /// A key loses the deadline that it has.
     pub(super) fn clear(&mut self, physical: &Bytes, deadline_ms: u64, batch: &mut Batch) {
-        let row = key::deadline(physical, deadline_ms);
-        batch.delete(row.clone());
-        self.changed.insert(row, false);
+        batch.delete(key::deadline(physical, deadline_ms));
         self.is_unsure |= self.next_ms == Some(deadline_ms);
     }
+}
 
-    /// The entry is judged: finds out what the earliest deadline is now. The engine does not show yet what
-    /// the entry has changed.
-    pub(super) fn settle(
-        &mut self,
-        engine: &dyn Engine,
-        prefix: Prefix,
-    ) -> Result<(), EngineError> {
-        let changed = std::mem::take(&mut self.changed);
-        if !std::mem::take(&mut self.is_unsure) {
-            return Ok(());
-        }
-        let set = changed.iter().find(|(_, is_set)| **is_set).map(|(row, _)| row.clone());
-        let removed = changed.values().filter(|is_set| !**is_set).count();
-        let mut range = key::deadlines_range(prefix);
-        if let Some(next_ms) = self.next_ms {
-            // Nothing is before it, apart from traces of what was there, which cost the engine time.
-            range.start = key::deadlines_from(prefix, next_ms);
-        }
-        // One more than were removed: if there is one that was not, it is among them.
-        let mut rows = engine.rows(range, removed + 1)?.into_iter().map(|(row, _)| row);
-        let stays = rows.find(|row| changed.get(row) != Some(&false));
-        let first = stays.into_iter().chain(set).min();
-        self.next_ms = first.map(|row| time_of(&row)).transpose()?;
-        Ok(())
-    }
+/// The deadlines of a prefix that are not before a shard time, milliseconds.
+fn onwards(prefix: Prefix, deadline_ms: u64) -> Range<Bytes> {
+    key::deadlines_from(prefix, deadline_ms)..key::deadlines_range(prefix).end
+}
+
+/// The earliest deadline in a range of the index, milliseconds of shard time.
+fn earliest(engine: &dyn Engine, range: Range<Bytes>) -> Result<Option<u64>, EngineError> {
+    let first = engine.rows(range, 1)?.into_iter().next();
+    first.map(|(row, _)| time_of(&row)).transpose()
 }
 
 fn time_of(row: &[u8]) -> Result<u64, EngineError> {

@@ -4,7 +4,7 @@
 //! Invariants: one mutation that changes something takes one revision, a batch too, and all of its keys
 //! get that one (W1); so does each key that ends; nothing of a batch changes before all of its guards hold.
 //! Whatever sets or removes a key takes its former deadline out of the index; the time of the entry judges
-//! no key (W5).
+//! no key, and a deadline is never nearer to the request than was asked for (W5).
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -67,6 +67,22 @@ impl Op {
             (token, key::data(prefix, namespace, token, user_key))
         });
         located.collect()
+    }
+
+    /// How many keys it names, and writers it opens: as many at most will have to end because of it.
+    pub(super) fn names(&self) -> usize {
+        match self {
+            Self::Put { .. }
+            | Self::Delete { .. }
+            | Self::Cas { .. }
+            | Self::Incr { .. }
+            | Self::OpenWriter { .. } => 1,
+            Self::Batch { guards, items, .. } => guards.len() + items.len(),
+            Self::Create { .. }
+            | Self::Named { .. }
+            | Self::CloseWriter { .. }
+            | Self::OpStatus { .. } => 0,
+        }
     }
 }
 
@@ -194,9 +210,12 @@ impl Scene<'_> {
         self.known.get(physical).copied().flatten()
     }
 
-    /// When that ends which is set now; 0: never.
+    /// When that ends which is set now; 0: never. Times are cut to whole milliseconds: the entry's own may
+    /// lie almost one before the request, and without another one so would the end.
     fn deadline_ms(&self, ttl_ms: Option<NonZeroU64>) -> u64 {
-        ttl_ms.map_or(0, |ttl_ms| self.shard_time_ms.saturating_add(ttl_ms.get()))
+        let ends =
+            |ttl_ms: NonZeroU64| self.shard_time_ms.saturating_add(ttl_ms.get()).saturating_add(1);
+        ttl_ms.map_or(0, ends)
     }
 
     fn next_revision(&self) -> Revision {

@@ -30,22 +30,29 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
-        let mut fixture = Self::open(engine);
+        Self::weakened(Weakened::default())
+    }
+
+    fn weakened(weakened: Weakened) -> Self {
+        let mut fixture = Self::over(Arc::new(MemoryEngine::default()), weakened);
         let create = Op::Create { first: 0, count: 1024, epoch: Epoch(1) };
         fixture.apply(vec![(SHARD, create)]);
         fixture
     }
 
     fn open(engine: Arc<dyn Engine>) -> Self {
-        let shards = Shards::open(Arc::clone(&engine)).unwrap();
+        Self::over(engine, Weakened::default())
+    }
+
+    fn over(engine: Arc<dyn Engine>, weakened: Weakened) -> Self {
+        let shards = Shards::open_weakened(Arc::clone(&engine), weakened).unwrap();
         let machine = ShardMachine::open(GroupId(9), Arc::clone(&shards)).unwrap();
         Self { engine, shards, machine, index: 0, later_ms: 0 }
     }
 
     /// The process after a restart.
     fn restarted(&self) -> Self {
-        let again = Self::open(Arc::clone(&self.engine));
+        let again = Self::over(Arc::clone(&self.engine), self.shards.weakened);
         Self { index: self.index, later_ms: self.later_ms, ..again }
     }
 
@@ -53,8 +60,13 @@ impl Fixture {
     fn next_entry(&mut self) -> Applying {
         self.index += 1;
         let id = annulus_raft::EntryId { term: 1, leader: ReplicaId(1), index: self.index };
-        let group_time_ms = self.index * 10 + self.later_ms;
+        let group_time_ms = self.time_ms();
         Applying { group: GroupId(9), id, version: 1, group_time_ms, wall_ms: 0 }
+    }
+
+    /// The group's time at the last entry, milliseconds.
+    fn time_ms(&self) -> u64 {
+        self.index * 10 + self.later_ms
     }
 
     fn apply(&mut self, ops: Vec<(ShardId, Op)>) -> Vec<Outcome> {
@@ -191,7 +203,7 @@ type Files = Vec<(u64, Vec<Row>)>;
 fn files_of(fixture: &Fixture) -> Files {
     let machine = &fixture.machine;
     let copied = machine.files().into_iter().map(|FileSpec { id, ranges }| {
-        let rows = ranges.into_iter().flat_map(|range| fixture.engine.rows(range, 99).unwrap());
+        let rows = ranges.into_iter().flat_map(|range| fixture.engine.rows(range, 999).unwrap());
         (id, rows.map(|row| machine.export(id, row).unwrap()).collect())
     });
     copied.collect()

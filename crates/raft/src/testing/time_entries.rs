@@ -6,11 +6,13 @@
 
 use std::time::Duration;
 
+use annulus_types::NodeId;
 use tokio::time::Instant;
 
 use super::cluster::{LONG, TestCluster, ms, pass, until};
 use super::node::End;
 use super::registers::ENDS;
+use crate::gate::Core;
 use crate::options::WeakenHost;
 
 /// Lets something end `span_ms` after an entry. Returns a moment shortly before that entry.
@@ -77,6 +79,32 @@ async fn a_leader_that_nobody_answers_proposes_no_time() {
     cluster.heal(1, 2);
     cluster.heal(1, 3);
     until("it has ended everywhere", || has_ended(&cluster, &[1, 2, 3])).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn proposals_that_are_held_back_hold_back_time_entries() {
+    let cluster = Box::pin(TestCluster::new(3, 306, WeakenHost::default())).await;
+    end_after(&cluster, 5_000).await;
+    let (group, last) = (cluster.group(1), cluster.applied(1));
+    let held = group.packer.hold();
+    pass(ms(20_000)).await;
+    assert!(cluster.gate_is_open(1), "nothing else keeps it from proposing");
+    assert_eq!((group.status().last_index, cluster.applied(1)), (last.index, last));
+    drop(held);
+    until("it has ended everywhere", || has_ended(&cluster, &[1, 2, 3])).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_gate_is_latched_leaves_time_to_its_successor() {
+    let cluster = Box::pin(TestCluster::new(3, 307, WeakenHost::default())).await;
+    end_after(&cluster, 5_000).await;
+    let (group, last) = (cluster.group(1), cluster.applied(1));
+    assert!(group.replica.gate.change(Core::latch), "it leads");
+    pass(ms(20_000)).await;
+    assert!(cluster.leads(1), "nobody else does");
+    assert_eq!((group.status().last_index, cluster.applied(1)), (last.index, last));
+    group.transfer(NodeId(2), LONG).await.expect("node 2 is a voter with a link");
+    until("its successor has ended it", || has_ended(&cluster, &[1, 2, 3])).await;
 }
 
 /// How long something lives that should live for 40 s, when the leader dies after 35 s.

@@ -24,7 +24,7 @@ pub(super) fn unset(name: &str) -> Item {
     Item::Delete { key: key(name) }
 }
 
-fn guard(name: &str, expect: Expect) -> Guard {
+pub(super) fn guard(name: &str, expect: Expect) -> Guard {
     Guard { key: key(name), expect }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The row of the fixture's group as a replica writes it.
-fn tell_time(fixture: &Fixture, group_time_ms: u64) {
+pub(super) fn tell_time(fixture: &Fixture, group_time_ms: u64) {
     let mut row = vec![1, 1];
     row.extend_from_slice(&group_time_ms.to_be_bytes());
     let mut batch = Batch::default();
