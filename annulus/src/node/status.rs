@@ -3,13 +3,17 @@
 //!
 //! Everybody is asked at once, with a limit: who does not answer is left out, also the manager. Then
 //! who leads it is what this node last heard, and all else of it is unknown.
+//!
+//! A node tells every replica that its folder holds. One that is not open (it is damaged, its state is lost,
+//! it is being destroyed) has a reason in `halted`, no role, and nothing else: it leads and serves nothing.
 
 use std::time::Duration;
 
 use annulus_proto::v1;
 use annulus_proto::v1::admin_client::AdminClient;
+use annulus_raft::Host;
 use annulus_types::limits::DECODE_BYTES;
-use annulus_types::{Error, ErrorKind, GroupId, MemberRole, MemberRoute, NodeInfo};
+use annulus_types::{Error, ErrorKind, GroupId, MemberRole, MemberRoute, NodeInfo, ReplicaId};
 
 use super::{Lead, Node, admin};
 
@@ -17,6 +21,8 @@ use super::{Lead, Node, admin};
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
 /// So is the manager.
 const MANAGER_LIMIT: Duration = Duration::from_millis(300);
+/// Why a replica serves nothing that is closed for no reason that is kept.
+const CLOSED: &str = "it is not open";
 
 impl Node {
     /// What the `Status` call answers; with `local` only what this node knows of itself.
@@ -93,24 +99,7 @@ impl Node {
     /// What this node says of itself.
     pub(super) fn own_status(&self) -> v1::NodeStatus {
         let host = self.host();
-        let groups = host.as_ref().map(|host| host.groups()).unwrap_or_default();
-        let replicas = groups
-            .iter()
-            .map(|group| {
-                let status = group.status();
-                v1::ReplicaStatus {
-                    group: status.group.0,
-                    replica: status.replica.0,
-                    role: v1::Role::from(status.role).into(),
-                    term: status.term,
-                    leader: status.leader.map(|node| node.0),
-                    last_index: status.last_index,
-                    applied_index: status.applied_index,
-                    gate_open: status.gate_open,
-                    halted: status.halted.unwrap_or_default(),
-                }
-            })
-            .collect();
+        let replicas = host.as_ref().map(|host| replicas(host)).unwrap_or_default();
         let shards = self
             .shards
             .all()
@@ -136,5 +125,74 @@ impl Node {
             disk_free_bytes: space.map_or(0, |space| space.free),
             wal_bytes: host.map_or(0, |host| host.wal().stats().bytes_on_disk),
         }
+    }
+}
+
+/// Every replica that the folder holds, by group.
+fn replicas(host: &Host) -> Vec<v1::ReplicaStatus> {
+    // Read before the open ones: what is opened meanwhile is told once.
+    let (held, reasons) = (host.held(), host.absent());
+    let mut replicas: Vec<v1::ReplicaStatus> = host
+        .groups()
+        .iter()
+        .map(|group| {
+            let status = group.status();
+            v1::ReplicaStatus {
+                group: status.group.0,
+                replica: status.replica.0,
+                role: v1::Role::from(status.role).into(),
+                term: status.term,
+                leader: status.leader.map(|node| node.0),
+                last_index: status.last_index,
+                applied_index: status.applied_index,
+                gate_open: status.gate_open,
+                halted: status.halted.unwrap_or_default(),
+            }
+        })
+        .collect();
+    let closed = closed(&held, &reasons, &replicas);
+    replicas.extend(closed);
+    replicas.sort_by_key(|replica| (replica.group, replica.replica));
+    replicas
+}
+
+/// Of what is held, the replicas that are not among the open ones.
+fn closed(
+    held: &[(GroupId, ReplicaId)],
+    reasons: &[(GroupId, ReplicaId, String)],
+    open: &[v1::ReplicaStatus],
+) -> Vec<v1::ReplicaStatus> {
+    let is_open = |group: GroupId, replica: ReplicaId| {
+        open.iter().any(|it| (it.group, it.replica) == (group.0, replica.0))
+    };
+    let reason = |group: GroupId, replica: ReplicaId| {
+        let known = reasons.iter().find(|(of, id, _)| (*of, *id) == (group, replica));
+        known.map_or_else(|| CLOSED.to_owned(), |(_, _, reason)| reason.clone())
+    };
+    let closed = held.iter().copied().filter(|(group, replica)| !is_open(*group, *replica));
+    let told = closed.map(|(group, replica)| v1::ReplicaStatus {
+        group: group.0,
+        replica: replica.0,
+        halted: reason(group, replica),
+        ..Default::default()
+    });
+    told.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_and_not_open_is_told_with_a_reason_and_leads_nothing() {
+        let seat = |group, replica| (GroupId(group), ReplicaId(replica));
+        let held = [seat(1, 11), seat(2, 12), seat(3, 13)];
+        let reasons = [(GroupId(2), ReplicaId(12), "damage".to_owned())];
+        let open = [v1::ReplicaStatus { group: 1, replica: 11, ..Default::default() }];
+        let told = closed(&held, &reasons, &open);
+        let seats: Vec<(u64, u64, &str)> =
+            told.iter().map(|it| (it.group, it.replica, it.halted.as_str())).collect();
+        assert_eq!(seats, [(2, 12, "damage"), (3, 13, CLOSED)]);
+        assert!(told.iter().all(|it| !it.gate_open && it.role() == v1::Role::Unspecified));
     }
 }

@@ -371,6 +371,8 @@ impl<'a> Cluster<'a> {
         };
         let view = |member: &v1::MemberRoute| {
             let told = self.replicas.get(&(route.id, member.replica)).map(|(_, told)| *told);
+            // One that is closed tells nothing of how far it is.
+            let told = told.filter(|told| told.halted.is_empty());
             let role = if leader.is_some_and(|leader| leader.replica == member.replica) {
                 "leader"
             } else if member.learner {

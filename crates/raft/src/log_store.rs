@@ -235,21 +235,20 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: Send,
     {
         let mut records = Vec::new();
-        let (mut bytes, mut changed) = (0, false);
+        let mut changed = false;
         for entry in entries {
             if let Payload::Membership(membership) = &entry.payload {
                 self.memberships.lock().insert(entry.log_id.index, membership.clone());
                 changed = true;
             }
-            let record = entry_to_log(&entry);
-            bytes += record.payload.len();
-            records.push(record);
+            records.push(entry_to_log(&entry));
         }
         if changed {
             self.tell_gate();
         }
         // Not before: see `traffic`.
-        self.replica.arrival.took_log(bytes);
+        let sizes = records.iter().map(|record| (record.id.index, record.payload.len()));
+        self.replica.arrival.took_log(sizes);
         self.log
             .append(records, Box::new(move |result| callback.io_completed(result.map_err(failed))));
         Ok(())

@@ -13,8 +13,9 @@
 //! # Invariants
 //!
 //! - What a replica took in counts once, when its log first says that it votes, and never if it never
-//!   does. Entries that came in one piece with that membership are left out, as they are at the sender,
-//!   for which the learner has the vote by then.
+//!   does: of several states the first one, and each index of the log once, whatever was truncated or
+//!   replaced meanwhile. So nothing that was sent twice is needed twice. Entries that came in one piece with
+//!   that membership are left out, as they are at the sender, for which the learner has the vote by then.
 //! - Nothing is decided by these counts. They live in memory: a restart begins at zero, and a replica that
 //!   restarts before it votes has needed less than it did.
 
@@ -70,22 +71,32 @@ impl Meter {
 #[derive(Debug, Default)]
 pub(crate) struct Arrival {
     is_over: AtomicBool,
+    has_state: AtomicBool,
     state: AtomicU64,
     log: AtomicU64,
+    /// Entries below this index were counted, or came before the first that was.
+    next_index: AtomicU64,
 }
 
 impl Arrival {
     /// A state with so many bytes in its rows was installed.
     pub(crate) fn took_state(&self, bytes: usize) {
-        if !self.is_over.load(Ordering::Relaxed) {
+        if !self.is_over.load(Ordering::Relaxed) && !self.has_state.swap(true, Ordering::Relaxed) {
             add(&self.state, bytes);
         }
     }
 
-    /// Entries of so many bytes were appended.
-    pub(crate) fn took_log(&self, bytes: usize) {
-        if !self.is_over.load(Ordering::Relaxed) {
-            add(&self.log, bytes);
+    /// Entries with these indexes and sizes in bytes were appended, in order. Appends of a replica come one
+    /// after another.
+    pub(crate) fn took_log(&self, entries: impl Iterator<Item = (u64, usize)>) {
+        if self.is_over.load(Ordering::Relaxed) {
+            return;
+        }
+        for (index, bytes) in entries {
+            if index >= self.next_index.load(Ordering::Relaxed) {
+                self.next_index.store(index + 1, Ordering::Relaxed);
+                add(&self.log, bytes);
+            }
         }
     }
 
@@ -108,8 +119,8 @@ mod tests {
         let (voted, gave_up) = (Arrival::default(), Arrival::default());
         for arrival in [&voted, &gave_up] {
             arrival.took_state(700);
-            arrival.took_log(20);
-            arrival.took_log(3);
+            arrival.took_log([(4, 20)].into_iter());
+            arrival.took_log([(5, 2), (6, 1)].into_iter());
         }
         meter.state_sent(1_500);
         meter.log_sent(60);
@@ -118,9 +129,25 @@ mod tests {
         voted.votes(&meter);
         let counted = MoveTraffic { state_needed: 700, log_needed: 23, ..sent };
         assert_eq!(meter.read(), counted);
-        voted.took_log(9);
+        voted.took_log([(7, 9)].into_iter());
         voted.took_state(9);
         voted.votes(&meter);
         assert_eq!(meter.read(), counted, "a voter is no newcomer");
+    }
+
+    #[test]
+    fn a_second_state_and_entries_that_come_again_are_not_needed() {
+        let (meter, arrival) = (Meter::default(), Arrival::default());
+        arrival.took_log([(0, 1), (1, 2), (2, 4)].into_iter());
+        // Truncated after entry 0, and written anew.
+        arrival.took_log([(1, 8), (2, 16), (3, 32)].into_iter());
+        arrival.took_state(700);
+        arrival.took_state(900);
+        arrival.took_log([(20, 64)].into_iter());
+        arrival.votes(&meter);
+        let needed = 1 + 2 + 4 + 32 + 64;
+        let counted =
+            MoveTraffic { state_needed: 700, log_needed: needed, ..MoveTraffic::default() };
+        assert_eq!(meter.read(), counted);
     }
 }

@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use annulus_client::{Client, MayHaveApplied};
-use annulus_runtime::{Env, OnEnd, Random};
+use annulus_runtime::{Env, Random};
 use anyhow::{Result, bail, ensure};
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 
 use crate::checkers::acknowledged;
 use crate::cluster::Cluster;
+use crate::crew::Crew;
 use crate::process::wait_until;
 
 /// What writers did, by fate.
@@ -93,7 +94,7 @@ async fn leaders_and_all(env: &Env, cluster: &mut Cluster, kills: u64, seed: u64
     let writers = Arc::new(Writers::default());
     for turn in 0..kills {
         let (victim, led) = a_leader(cluster, &random).await?;
-        let ended = start_writers(env, cluster, &writers).await?;
+        let crew = start_writers(env, cluster, &writers).await?;
         more(&writers, 300).await?;
         let killed_at = env.clock.monotonic_us();
         cluster.kill(victim)?;
@@ -103,7 +104,7 @@ async fn leaders_and_all(env: &Env, cluster: &mut Cluster, kills: u64, seed: u64
             led.iter().all(|shard| acks.iter().any(|(s, at)| s == shard && *at > killed_at))
         })
         .await?;
-        stop_writers(&writers, ended).await;
+        stop_writers(&writers, crew).await?;
         let gap = longest_gap(&writers, &led, killed_at);
         println!(
             "kill {} of leader node {victim} ({} shards): gap {} ms",
@@ -115,10 +116,10 @@ async fn leaders_and_all(env: &Env, cluster: &mut Cluster, kills: u64, seed: u64
         cluster.wait_ready().await?;
     }
     for turn in 0..kills {
-        let ended = start_writers(env, cluster, &writers).await?;
+        let crew = start_writers(env, cluster, &writers).await?;
         more(&writers, 300).await?;
         cluster.kill_all()?;
-        stop_writers(&writers, ended).await;
+        stop_writers(&writers, crew).await?;
         cluster.move_ports()?;
         let started_at = env.clock.monotonic_us();
         for node in cluster.nodes() {
@@ -169,29 +170,20 @@ async fn a_leader(cluster: &Cluster, random: &Random) -> Result<(u16, Vec<u64>)>
     bail!("nobody leads anything")
 }
 
-async fn start_writers(
-    env: &Env,
-    cluster: &Cluster,
-    writers: &Arc<Writers>,
-) -> Result<tokio::sync::mpsc::Receiver<()>> {
+async fn start_writers(env: &Env, cluster: &Cluster, writers: &Arc<Writers>) -> Result<Crew> {
     writers.stop.store(false, Ordering::Relaxed);
-    let (alive, ended) = tokio::sync::mpsc::channel(1);
+    let mut crew = Crew::new(&env.tasks);
     for _ in 0..16 {
         let client = cluster.client().await?;
         let deadline = Duration::from_secs(5);
-        let work = write(client, Arc::clone(writers), env.clone(), deadline);
-        let alive = alive.clone();
-        env.tasks.spawn("writer", OnEnd::Ignore, async move {
-            work.await;
-            drop(alive);
-        });
+        crew.add(write(client, Arc::clone(writers), env.clone(), deadline));
     }
-    Ok(ended)
+    Ok(crew)
 }
 
-async fn stop_writers(writers: &Writers, mut ended: tokio::sync::mpsc::Receiver<()>) {
+async fn stop_writers(writers: &Writers, crew: Crew) -> Result<()> {
     writers.stop.store(true, Ordering::Relaxed);
-    let _ = ended.recv().await;
+    crew.ended().await
 }
 
 async fn more(writers: &Writers, count: u64) -> Result<()> {

@@ -22,6 +22,7 @@
 pub mod checkers;
 pub mod cluster;
 pub mod command;
+mod crew;
 pub mod history;
 pub mod journal;
 pub mod kills;

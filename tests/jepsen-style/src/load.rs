@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use annulus_client::Client;
-use annulus_runtime::{Env, OnEnd, Random};
+use annulus_runtime::{Env, Random};
 use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::cluster::Cluster;
+use crate::crew::Crew;
 
 /// How the loop looks.
 #[derive(Clone, Debug)]
@@ -67,31 +68,25 @@ pub async fn run(options: &Options) -> Result<()> {
     );
     idle(&cluster).await?;
     let totals = Arc::new(Totals::default());
-    let (alive, mut ended) = tokio::sync::mpsc::channel::<()>(1);
+    let mut crew = Crew::new(&env.tasks);
     let mut latencies = Vec::new();
     for number in 0..options.clients {
         let samples = Arc::new(parking_lot::Mutex::new(Vec::new()));
         latencies.push(Arc::clone(&samples));
-        let work = client_loop(
+        crew.add(client_loop(
             cluster.client().await?,
             Random::seeded(number + 1),
             options.clone(),
             Arc::clone(&totals),
             env.clone(),
             samples,
-        );
-        let alive = alive.clone();
-        env.tasks.spawn("load client", OnEnd::Ignore, async move {
-            work.await;
-            drop(alive);
-        });
+        ));
     }
-    drop(alive);
     let before = costs(&cluster).await?;
     let started = env.clock.monotonic_us();
     tokio::time::sleep(options.length).await;
     totals.stop.store(true, Ordering::Relaxed);
-    let _ = ended.recv().await;
+    crew.ended().await?;
     let seconds = (env.clock.monotonic_us() - started) as f64 / 1e6;
     let after = costs(&cluster).await?;
     let mut samples: Vec<u64> =

@@ -2,7 +2,7 @@
 //!
 //! The report folder holds the history (one JSON line per event); the cluster's data and logs are kept
 //! when the run fails. A run passes only if every nemesis that was asked for was *installed* at least
-//! once, and the checker of the workload found nothing wrong.
+//! once, every client came to its end, and the checker of the workload found nothing wrong.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_runtime::{Clock, Env, OnEnd, Random};
+use annulus_runtime::{Clock, Env, Random};
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
+use crate::crew::Crew;
 use crate::nemesis::{Nemesis, Stage, Step, hurt};
 use crate::workloads::{Counts, Kind, Run, Seat, Shape, Workload};
 
@@ -109,22 +110,15 @@ async fn drive(
         run: Arc::clone(run),
     };
     workload.open(own.clone()).await.context("opening the workload")?;
-    let (ended, mut clients_ended) = tokio::sync::mpsc::channel::<()>(1);
+    let mut crew = Crew::new(&env.tasks);
     for process in 0..shape.clients {
         let client = cluster.client().await?;
         let random = Random::seeded(options.seed.wrapping_add(process + 1));
-        let work = workload.client(Seat { process, client, random, ..own.clone() });
-        let ended = ended.clone();
-        env.tasks.spawn("client", OnEnd::Ignore, async move {
-            work.await;
-            drop(ended);
-        });
+        crew.add(workload.client(Seat { process, client, random, ..own.clone() }));
     }
-    drop(ended);
     let steps = Box::pin(torment(options, cluster, run, &own.random)).await?;
     run.stop();
-    // Every sender is dropped once every client has ended.
-    let _ = clients_ended.recv().await;
+    crew.ended().await?;
     // What was added or moved meanwhile is found by a client that knows every node.
     let last = Seat { client: cluster.client().await?, ..own };
     workload.close(last).await.context("reading what is there in the end")?;

@@ -11,7 +11,8 @@
 //! - *session*: as above without a bound, and the value is not below the session's *floor* for the key.
 //!   The floor is what the session has written or seen of the key (read your writes, monotonic reads).
 //!   Seeing a write also brings the floors that its writer's session had when it was sent, for keys of
-//!   that shard (monotonic writes, writes follow reads): what came before is there too.
+//!   that shard (monotonic writes, writes follow reads): what came before is there too. A session's history is
+//!   never lost (R5): nothing here restores a shard or forces its recovery.
 //!
 //! A history without an answered read of each mode proves nothing and does not pass.
 
@@ -65,6 +66,8 @@ pub enum Answer {
     Written,
     /// The number that was read; 0 when the key is absent.
     Saw(u64),
+    /// What the session has seen is said not to exist any more.
+    HistoryLost,
 }
 
 /// Answered reads, by mode.
@@ -165,8 +168,18 @@ impl<'a> Judge<'a> {
 
     fn read_ended(&mut self, at: usize, entry: &'a Entry<Call, Answer>, key: &'a str, mode: Mode) {
         let asked = self.asked.remove(&at).unwrap_or(0);
-        let Some((Answer::Saw(saw), ended_us)) = entry.answer() else { return };
-        let saw = *saw;
+        let Some((answer, ended_us)) = entry.answer() else { return };
+        let saw = match answer {
+            Answer::Saw(saw) => *saw,
+            Answer::HistoryLost => {
+                let process = entry.process;
+                self.wrong.push(format!(
+                    "{key}: process {process} was told that its history is lost, until {ended_us} us, {mode:?}"
+                ));
+                return;
+            }
+            Answer::Written => return,
+        };
         let shown = format!(
             "{key}: process {} saw {saw} between {} and {ended_us} us, {mode:?}",
             entry.process, entry.invoked_us

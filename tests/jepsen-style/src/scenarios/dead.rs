@@ -8,7 +8,7 @@
 //!
 //! - No operation of the load fails, no answer is wrong.
 //! - After each step the cluster comes to rest: three live members per group, seats level, every group led
-//!   by its home, no moves.
+//!   by its home, no moves, and no node holds a replica that nobody gave it, open or closed.
 //! - The old folder changes no leader and no term of any group, the manager's own included. Once a new
 //!   life was admitted (N1), the process on the old folder ends by itself, each time that it is started.
 //!   Before that the folder is the node's life still: then its replicas, whose seats others have by now,
@@ -27,6 +27,7 @@ use annulus_client::{Client, NodeState, SettingsChange, StatusReply};
 use annulus_runtime::{Env, Random};
 use anyhow::{Context, Result, ensure};
 
+use super::seats;
 use super::steady::{Shape, Steady};
 use crate::cluster::{Cluster, READY};
 use crate::process::wait_until;
@@ -124,7 +125,7 @@ async fn one(cluster: &mut Cluster, order: Order, node: u16, seed: u64) -> Resul
         Order::OldFirst => Box::pin(old_first(cluster, &client, node, &everybody)).await?,
     }
     load.more(500).await?;
-    load.stop().await;
+    load.stop().await?;
     load.none_failed()?;
     let keys = load.check(&client).await?;
     println!("{} operations answered, 0 failed; {keys} keys read back, all right", load.answered());
@@ -292,21 +293,24 @@ fn is_at_rest(status: &StatusReply, nodes: &[u32]) -> bool {
         && is_level
         && overview.moves.is_empty()
         && has_live_members(status, nodes)
+        && nodes
+            .iter()
+            .all(|node| seats::held(status, *node) == seats::meant(status, overview, *node))
         && leaders.contains_key(&0)
         && table.groups.iter().all(|group| is_led(group.id, group.home))
 }
 
-/// Whether the manager counts the node as up, and it holds no replica that its group has given away.
+/// Whether the manager counts the node as up, and its folder holds no replica that its group has given away.
 fn holds_its_own_only(status: &StatusReply, node: u32) -> bool {
-    let (Some(table), Some(overview)) = (&status.table, &status.overview) else { return false };
+    let Some(overview) = &status.overview else { return false };
     let is_up =
         overview.nodes.iter().any(|known| known.node == node && known.state() == NodeState::Up);
-    let own = status.nodes.iter().find(|own| own.info.as_ref().is_some_and(|info| info.id == node));
-    let members = table.groups.iter().flat_map(|group| &group.members).chain(&overview.manager);
-    let seats: Vec<u64> = members.map(|member| member.replica).collect();
+    let mut nodes = status.nodes.iter();
+    let has_answered = nodes.any(|own| own.info.as_ref().is_some_and(|info| info.id == node));
     is_up
         && has_newest_table(status)
-        && own.is_some_and(|own| own.replicas.iter().all(|held| seats.contains(&held.replica)))
+        && has_answered
+        && seats::held(status, node).is_subset(&seats::meant(status, overview, node))
 }
 
 /// By group: the node whose gate is open, and its term.

@@ -6,8 +6,10 @@
 //! stands still. It goes on, and answers. To the process no time has passed: whoever trusts anything but
 //! the clock answers with the old value here.
 //!
-//! Each answer must be the new value or an error. A round counts only if its reads were written while the
-//! node stood still, and the new value was acknowledged by another node before.
+//! Each answer must be the new value, or the refusal of one that does not lead or has no majority: any other
+//! error (a broken connection, a deadline) says nothing about what the node would have answered, and fails the
+//! round. A round counts only if its reads were written while the node stood still, and the new value was
+//! acknowledged by another node before.
 //!
 //! Rounds take keys one after another; which shard, group and leader a key has is as good as random, and
 //! leaderships move with every round.
@@ -17,7 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_client::{Client, Error, Found, NodeId};
+use annulus_client::{Client, Error, ErrorKind, Found, NodeId};
 use annulus_runtime::{Env, Random};
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::future::join_all;
@@ -59,6 +61,11 @@ impl Tally {
     }
 }
 
+/// Whether a deposed leader may refuse a read like this.
+fn is_fair(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotLeader { .. } | ErrorKind::NoQuorum | ErrorKind::NotReady { .. })
+}
+
 /// The clients of a run.
 struct Clients {
     /// Reaches everybody.
@@ -91,7 +98,8 @@ async fn connect(cluster: &Cluster, wire: Wire) -> Result<Client> {
 /// Suspends a leader `times` times.
 ///
 /// # Errors
-/// When a read was answered with anything but the new value, or the run itself fails.
+/// When a read was answered with anything but the new value, or failed otherwise than a deposed leader
+/// refuses, or the run itself fails.
 pub async fn run(program: &Path, times: u64, seed: u64) -> Result<()> {
     let env = Env::real()?;
     let mut cluster = Cluster::start(program, NODES, "deposed").await?;
@@ -170,6 +178,9 @@ async fn one_round(
         {
             println!("{key}: node {node} answered {:?}: {:?}", found.value, found.receipt);
         }
+        if let Err(error) = answer {
+            ensure!(is_fair(&error.kind), "a read of {key} at node {node} failed: {error}");
+        }
     }
     Ok(node)
 }
@@ -196,8 +207,6 @@ async fn succeed(elsewhere: &Client, key: &str, deposed: NodeId) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use annulus_client::ErrorKind;
-
     use super::*;
 
     #[test]
@@ -210,5 +219,22 @@ mod tests {
         }
         assert_eq!(tally.refused, BTreeMap::from([("NoQuorum", 2), ("NotLeader", 1)]));
         assert_eq!((tally.new, tally.older, tally.total()), (0, 0, 3));
+    }
+
+    #[test]
+    fn only_refusals_of_one_that_does_not_lead_are_fair() {
+        assert!(is_fair(&ErrorKind::NotLeader { leader: Some(NodeId(2)) }));
+        assert!(is_fair(&ErrorKind::NoQuorum));
+        assert!(is_fair(&ErrorKind::NotReady { reason: "it is not whole".to_owned() }));
+        let stage = "waiting".to_owned();
+        for unfair in [
+            ErrorKind::DeadlineExceeded { stage },
+            ErrorKind::OutcomeUnknown,
+            ErrorKind::Cancelled,
+            ErrorKind::Overloaded,
+            ErrorKind::Internal { id: "7".to_owned() },
+        ] {
+            assert!(!is_fair(&unfair), "{unfair:?}");
+        }
     }
 }

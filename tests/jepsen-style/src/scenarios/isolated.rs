@@ -2,7 +2,8 @@
 //!
 //! What must hold on the side of the minority:
 //! - `any` answers for every key (E6), and the bound of its receipt grows by a second in a second, 50 ms
-//!   more or less, also where node 1 has led until then (R4);
+//!   more or less, and is never below the time since the others were suspended, 100 ms less perhaps; also
+//!   where node 1 has led until then, which it must have somewhere (R4);
 //! - a linearizable read is refused within its deadline, as `NoQuorum`;
 //! - when the others go on, everything is there, and the bounds shrink again.
 //!
@@ -34,6 +35,9 @@ const SETTLING: usize = 3;
 const WINDOW: usize = 5;
 /// Most by which the growth of a bound may differ from the time that passed.
 const DRIFT_US_MOST: u64 = 50_000;
+/// Most by which a bound may be below the time since the others were suspended: a signal takes effect a
+/// moment after it was sent.
+const SHORT_US_MOST: u64 = 100_000;
 /// Longer than a leader may go on by itself: a gate is open for 450 ms at most.
 const GATES_SHUT: Duration = Duration::from_secs(1);
 const REFUSALS: usize = 7;
@@ -86,11 +90,12 @@ async fn alone_and_back(env: &Env, cluster: &mut Cluster) -> Result<()> {
         .await?;
     cluster.pause(2)?;
     cluster.pause(3)?;
+    let paused_us = env.clock.monotonic_us();
     let (readings, refusals) = tokio::join!(watch(env, &inside), refused(env, &inside));
     cluster.resume(2)?;
     cluster.resume(3)?;
     let (readings, longest_us) = (readings?, refusals?);
-    judge(&readings)?;
+    judge(&readings, paused_us)?;
     println!(
         "{} linearizable reads: all refused as NoQuorum, the longest after {} ms (deadline {} ms)",
         REFUSALS as u64 * KEYS,
@@ -175,26 +180,43 @@ fn drift_us(readings: &[Reading]) -> u64 {
     seconds.map(|(first, last)| drift(*first, *last)).max().unwrap_or(0)
 }
 
-fn judge(by_key: &[Vec<Reading>]) -> Result<()> {
+/// The most by which a bound is below the time since `paused_us`, microseconds: what a replica vouches for
+/// cannot be newer than the last word of the others.
+fn shortfall_us(readings: &[Reading], paused_us: u64) -> u64 {
+    let shortfall = |reading: &Reading| {
+        // The answer was made after the question was sent.
+        let sent_us = reading.at_us.saturating_sub(reading.took_us / 2);
+        sent_us.saturating_sub(paused_us).saturating_sub(reading.bound_us)
+    };
+    readings.iter().map(shortfall).max().unwrap_or(0)
+}
+
+fn judge(by_key: &[Vec<Reading>], paused_us: u64) -> Result<()> {
     let readings = by_key.iter().flatten();
     let longest_us = readings.clone().map(|reading| reading.took_us).max().unwrap_or(0);
     let bound_us = readings.clone().map(|reading| reading.bound_us).max().unwrap_or(0);
     let led = by_key.iter().filter(|of_key| of_key.iter().any(|reading| reading.led)).count();
     let worst_us = by_key.iter().map(|of_key| drift_us(of_key)).max().unwrap_or(0);
+    let short_us = by_key.iter().map(|of_key| shortfall_us(of_key, paused_us)).max().unwrap_or(0);
     println!(
         "{} any reads of {KEYS} keys, {led} of them led by the lonely node: all answered, the longest after {} ms",
         readings.count(),
         longest_us / 1000
     );
     println!(
-        "bounds: up to {} ms; their growth in a second was off by {} us at most",
-        bound_us / 1000,
-        worst_us
+        "bounds: up to {} ms; their growth in a second was off by {worst_us} us at most, and they were \
+         below the time since the others were suspended by {short_us} us at most",
+        bound_us / 1000
     );
+    ensure!(led > 0, "node 1 led nothing: no leader was isolated");
     ensure!(led < by_key.len(), "node 1 led everything: no follower was isolated");
     ensure!(
         worst_us <= DRIFT_US_MOST,
         "a bound did not grow with the time: off by {worst_us} us in a second, limit {DRIFT_US_MOST} us"
+    );
+    ensure!(
+        short_us <= SHORT_US_MOST,
+        "a bound is {short_us} us below the time since the others were suspended, limit {SHORT_US_MOST} us"
     );
     Ok(())
 }
@@ -239,5 +261,17 @@ mod tests {
         assert_eq!(drift_us(&fast), 100_000);
         let fallen = readings((0_u64..20).map(|turn| if turn < 10 { turn * 200_000 } else { 0 }));
         assert!(drift_us(&fallen) > 1_000_000);
+    }
+
+    #[test]
+    fn a_bound_below_the_time_since_the_others_were_suspended_falls_short() {
+        let paused_us = 10_000;
+        let all_the_time = readings((0_u64..20).map(|turn| turn * 200_000));
+        assert_eq!(shortfall_us(&all_the_time, paused_us), 0);
+        let late = readings((0_u64..20).map(|turn| (turn * 200_000).saturating_sub(300_000)));
+        assert_eq!(drift_us(&late[2..]), 0, "it grows with the time");
+        assert_eq!(shortfall_us(&late, paused_us), 290_000);
+        let slow = Reading { at_us: 1_000_000, bound_us: 800_000, took_us: 400_000, led: false };
+        assert_eq!(shortfall_us(&[slow], 0), 0, "it was answered early on");
     }
 }

@@ -3,20 +3,23 @@
 //! **Without kills** two nodes join, then a founder and one of the newcomers are drained, removed and
 //! stopped, while clients put, get and add without pause. Judged are:
 //!
-//! - requests: none failed within 5 s, and at most 2 % were sent more than once;
+//! - requests: every client made some in each step, none failed within 5 s, none took longer than 6 s by the
+//!   clock here, and at most 2 % were sent more than once;
 //! - keys: after each step all of them are read back, none is lost and no addition was applied twice
 //!   (`ledger`), and the shards' leaders count as many as were written;
-//! - seats: after each step groups at home and seats are exactly by quota (`placement`), and no node
-//!   holds a replica that nobody gave it;
-//! - bytes: what was sent is at most 1.25 times what the new replicas needed (`traffic`).
+//! - seats: after each step groups at home and seats are exactly by quota (`placement`), and no node's
+//!   folder holds a replica that nobody gave it, open or closed;
+//! - bytes: what was sent is at most 1.25 times what the new replicas needed, as they counted it (`traffic`).
+//!   The live bytes of the groups that moved are printed beside it.
 //!
-//! The longest and the median time without an acknowledged write to a group that changes its leader are
-//! printed (`gaps`).
+//! The longest and the median time without an acknowledged write across a change of leader or term are
+//! printed (`gaps`): of shards, under the load of all clients, and of one key per group that is written
+//! without a pause.
 //!
 //! **With kills** (`kills`) a node of four is drained and takes its share again, over and over, and
-//! in each state of a move in turn a process is killed and started again. Requests may fail then, and
-//! are counted. Nothing acknowledged may be lost or doubled; in the end every move is complete or undone,
-//! seats are by quota, and there are no orphans.
+//! in each state of a move in turn a process is killed and started again. Requests may fail then, in time,
+//! and are counted; how many kills met which state is printed. Nothing acknowledged may be lost or doubled; in
+//! the end every move is complete or undone, seats are by quota, and there are no orphans.
 //!
 //! What is violated ends the run with an error that names it, after everything was printed. A step that
 //! does not come to its end ends the run at once. Either way the cluster's folder is kept.
@@ -59,7 +62,7 @@ pub struct Options {
     pub seed: u64,
     /// Who is killed, one run for each; empty: nobody, and the cluster grows and shrinks.
     pub kills: Vec<Kill>,
-    /// Kills of each kind.
+    /// Kills of each kind; from 7 on every state of a move has at least one.
     pub times: u64,
     /// Groups per founder.
     pub lanes: u32,
@@ -98,16 +101,18 @@ pub async fn run(options: &Options) -> Result<()> {
         let outcome = Box::pin(grow_and_shrink(&env, &mut cluster, options)).await;
         return kept_if_failed(&mut cluster, outcome);
     }
+    let mut struck = Vec::new();
     for kill in &options.kills {
         let mut cluster =
             Cluster::start_in_lanes(&options.program, 3, "moves", options.lanes).await?;
         let outcome = Box::pin(kills::run(&env, &mut cluster, options, *kill)).await;
-        kept_if_failed(&mut cluster, outcome)?;
+        struck.push((*kill, kept_if_failed(&mut cluster, outcome)?));
     }
+    println!("{}", kills::table(&struck));
     Ok(())
 }
 
-fn kept_if_failed(cluster: &mut Cluster, outcome: Result<()>) -> Result<()> {
+fn kept_if_failed<T>(cluster: &mut Cluster, outcome: Result<T>) -> Result<T> {
     if outcome.is_err() {
         cluster.keep();
     }
@@ -139,13 +144,15 @@ async fn grow_and_shrink(env: &Env, cluster: &mut Cluster, options: &Options) ->
             }
         }
         let took_ms = (env.clock.monotonic_us() - began_us) / 1_000;
-        load.stop().await;
+        load.stop().await?;
         placement::wait_no_orphans(cluster, &nodes).await?;
         cluster.wait_ready().await?;
         Box::pin(load.check(cluster)).await?;
         println!("{step:?}: nodes {nodes:?} after {took_ms} ms, homes and seats by quota");
         println!("  {}", told(&load));
+        traffic.step_over(cluster).await?;
         println!("  {}", traffic.so_far(cluster, &nodes).await?);
+        println!("  {}", traffic.live());
     }
     judge(cluster, &load, &traffic, &nodes).await
 }
@@ -170,13 +177,14 @@ async fn leave(
 }
 
 fn told(load: &Load) -> String {
-    let load::Figures { calls, retries, refused, unknown } = load.figures();
+    let load::Figures { calls, retries, refused, unknown, longest } = load.figures();
     let percent = retries as f64 * 100.0 / calls.max(1) as f64;
     let damage = load.damage();
     format!(
         "{calls} requests, {} failed ({refused} refused, {unknown} unknown), {retries} retries \
-         ({percent:.3} %); {} keys: {} lost, {} doubled, {} wrong",
+         ({percent:.3} %), the longest took {} ms; {} keys: {} lost, {} doubled, {} wrong",
         refused + unknown,
+        longest.as_millis(),
         load.keys(),
         damage.lost,
         damage.doubled,
@@ -188,14 +196,14 @@ fn told(load: &Load) -> String {
 async fn judge(cluster: &Cluster, load: &Load, traffic: &Traffic, nodes: &[u32]) -> Result<()> {
     let (moved, undone) = placement::ended(&cluster.client().await?).await?;
     println!("{moved} seats moved, {undone} moves undone or given up");
-    let (changes, median_us, longest_us) = load.gaps();
-    let (median_ms, longest_ms) = (median_us as f64 / 1e3, longest_us as f64 / 1e3);
-    println!(
-        "write gaps of {changes} leader changes: median {median_ms:.1} ms, longest {longest_ms:.1} ms"
+    print_gaps("shards under the load, by change of leader or term", load.gaps());
+    print_gaps(
+        "keys written without a pause, one in each group, by such a change",
+        load.probe_gaps(),
     );
     let bytes = traffic.so_far(cluster, nodes).await?;
     let figures = load.figures();
-    let mut violated = violations_of_keys(load);
+    let mut violated = violations_of_load(load);
     if figures.refused + figures.unknown > 0 {
         violated.push("requests failed".to_owned());
     }
@@ -205,19 +213,35 @@ async fn judge(cluster: &Cluster, load: &Load, traffic: &Traffic, nodes: &[u32])
     if !bytes.are_in_bounds() {
         violated.push("the network carried more than 1.25 times what was needed".to_owned());
     }
-    if changes == 0 {
+    if load.probe_gaps().0 == 0 {
         violated.push("no leader changed, so nothing is known of gaps".to_owned());
     }
     verdict(&violated)
 }
 
-/// What is wrong with the keys, for the verdict; examples are printed.
-fn violations_of_keys(load: &Load) -> Vec<String> {
+fn print_gaps(of: &str, (count, median_us, longest_us): (usize, u64, u64)) {
+    let (median_ms, longest_ms) = (median_us as f64 / 1e3, longest_us as f64 / 1e3);
+    println!(
+        "write gaps of {of}: {count} gaps, median {median_ms:.1} ms, longest {longest_ms:.1} ms"
+    );
+}
+
+/// What is wrong with the keys, and with the time that requests took, for the verdict; examples are printed.
+fn violations_of_load(load: &Load) -> Vec<String> {
     let damage = load.damage();
     for example in &damage.examples {
         eprintln!("{example}");
     }
-    if damage.is_none() { Vec::new() } else { vec!["keys were lost or doubled".to_owned()] }
+    let mut violated = Vec::new();
+    if !damage.is_none() {
+        violated.push("keys were lost or doubled".to_owned());
+    }
+    let figures = load.figures();
+    if !figures.are_in_time() {
+        let longest = figures.longest;
+        violated.push(format!("a request outlived its deadline: it took {longest:?}"));
+    }
+    violated
 }
 
 fn verdict(violated: &[String]) -> Result<()> {

@@ -29,14 +29,14 @@ use std::time::Duration;
 use annulus_client::{
     Client, Counted, MoveKind, MoveState, NodeChange, NodeChangeKind, NodeId, RoutingTable,
 };
-use annulus_runtime::{Env, OnEnd, Random};
+use annulus_runtime::{Env, Random};
 use annulus_types::{GroupId, MemberRole, token_of};
 use anyhow::{Context, Result, ensure};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 
 use super::lossy::{Losses, LossyNetwork};
 use crate::cluster::{Cluster, READY};
+use crate::crew::Crew;
 use crate::process::wait_until;
 
 const NODES: u16 = 4;
@@ -206,11 +206,10 @@ async fn drive(cluster: &mut Cluster, options: &Options) -> Result<()> {
     let table = client.routes().await?;
     let work = Arc::new(Work::new(&table, options.increments)?);
     let losses = Arc::new(Losses::default());
-    let mut ended = start(&env, cluster, options, &work, &losses).await?;
+    let crew = start(&env, cluster, options, &work, &losses).await?;
     let reseats = hurt(cluster, &client, &work, &Random::seeded(options.seed)).await?;
     work.is_calm.store(true, Ordering::Relaxed);
-    // Nothing is ever sent: this ends when the last sender is dropped.
-    let _ = ended.recv().await;
+    crew.ended().await?;
     work.none_failed()?;
     let done = work.done.load(Ordering::Relaxed);
     let (replies, lost) = (losses.replies(), losses.lost());
@@ -226,14 +225,14 @@ async fn drive(cluster: &mut Cluster, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Starts all handles; the channel closes when they have ended.
+/// Starts all handles.
 async fn start(
     env: &Env,
     cluster: &Cluster,
     options: &Options,
     work: &Arc<Work>,
     losses: &Arc<Losses>,
-) -> Result<mpsc::Receiver<()>> {
+) -> Result<Crew> {
     let random = Random::seeded(options.seed.wrapping_add(1));
     let mut clients = Vec::new();
     for _ in 0..options.clients.saturating_mul(HANDLES) {
@@ -243,16 +242,11 @@ async fn start(
         clients.push(building.network(Arc::new(network)).connect().await?);
     }
     losses.arm();
-    let (alive, ended) = mpsc::channel(1);
+    let mut crew = Crew::new(&env.tasks);
     for client in clients {
-        let counting = count(client, Arc::clone(work), Random::seeded(random.u64()));
-        let alive = alive.clone();
-        env.tasks.spawn("counting client", OnEnd::Ignore, async move {
-            counting.await;
-            drop(alive);
-        });
+        crew.add(count(client, Arc::clone(work), Random::seeded(random.u64())));
     }
-    Ok(ended)
+    Ok(crew)
 }
 
 /// The faults, each when so many increments are done. Members of the counters' groups that were replaced.

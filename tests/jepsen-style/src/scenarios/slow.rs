@@ -20,13 +20,13 @@ use annulus_runtime::{Clock, Env, Random};
 use annulus_types::token_of;
 use anyhow::{Context, Result, ensure};
 
-use super::Crew;
 use crate::cluster::{Cluster, Layout, READY};
+use crate::crew::Crew;
 use crate::history::{Call, History, Outcome, Recorder, Value};
 use crate::journal::End;
 use crate::run::history_file;
 use crate::workloads::register::{judge, outcome_of};
-use crate::workloads::{Run, number_of};
+use crate::workloads::{Run, seen_in};
 
 /// Clients of each part.
 const EACH: u64 = 4;
@@ -192,7 +192,7 @@ async fn read(process: u64, shared: &Shared, place: u64, get: Get) -> Outcome {
     let operation = shared.recorder.invoke(process, &key(place), Call::Read);
     let found = get.deadline(DEADLINE).await;
     let outcome = match &found {
-        Ok(found) => Outcome::Ok(Value::Read(number_of(found))),
+        Ok(found) => Outcome::Ok(Value::Read(seen_in(found))),
         Err(error) => outcome_of(error),
     };
     shared.recorder.complete(operation, outcome);

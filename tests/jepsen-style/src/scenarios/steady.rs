@@ -2,9 +2,13 @@
 //!
 //! Each client has keys of its own and sends its next operation when the last one has ended, and the
 //! values of a key are numbers that grow. So what a read may find is known without a search: the number
-//! that was acknowledged last, or one whose fate is not known (W4: it may take effect at any later time).
+//! that is *settled*, because it was acknowledged or read, or a later one whose fate is not known (W4).
 //! Anything else is a *wrong* answer, and [`Steady::check`] fails for it. An operation *fails* when it ends
 //! with an error, whatever became of it; whether one may is for the scenario to say.
+//!
+//! A number that is found settles itself and all before: what was read may not go away again. That a write
+//! of unknown outcome takes no effect after the next one of its client holds where processes are killed and
+//! not suspended: no request outlives its connection, and an entry that outlives its leader comes first.
 //!
 //! It does not look at the cluster otherwise. Its tasks end with [`Steady::stop`], or with the tasks of the
 //! environment that it was started in.
@@ -15,14 +19,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use annulus_client::{Client, MayHaveApplied};
-use annulus_runtime::{Env, OnEnd, Random};
+use annulus_runtime::{Env, Random};
 use anyhow::{Result, ensure};
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::cluster::{Cluster, READY};
+use crate::crew::Crew;
 use crate::process::wait_until;
 
 /// Reads of [`Steady::check`] under way at a time.
@@ -49,17 +53,29 @@ pub struct Shape {
 #[derive(Clone, Debug, Default)]
 struct Known {
     sent: u64,
-    /// Last. 0: none.
-    acknowledged: u64,
+    /// Acknowledged or read last. 0: none.
+    settled: u64,
+    /// Above that one.
     unknown: BTreeSet<u64>,
 }
 
 impl Known {
-    /// Whether a read may find this; `None`: nothing.
-    fn allows(&self, found: Option<u64>) -> bool {
+    fn settle(&mut self, number: u64) {
+        self.settled = number;
+        self.unknown.retain(|later| *later > number);
+    }
+
+    /// Takes in what a read has found; `None`: nothing. Whether it may have.
+    fn found(&mut self, found: Option<u64>) -> bool {
         match found {
-            None | Some(0) => found.is_none() && self.acknowledged == 0,
-            Some(number) => number == self.acknowledged || self.unknown.contains(&number),
+            None | Some(0) => found.is_none() && self.settled == 0,
+            Some(number) => {
+                let is_allowed = number == self.settled || self.unknown.contains(&number);
+                if is_allowed {
+                    self.settle(number);
+                }
+                is_allowed
+            }
         }
     }
 }
@@ -86,7 +102,7 @@ impl Shared {
         match sent {
             Ok(_) => {
                 self.answered.fetch_add(1, Ordering::Relaxed);
-                self.keys.lock().entry(key).or_default().acknowledged = number;
+                self.keys.lock().entry(key).or_default().settle(number);
             }
             Err(error) => {
                 self.fail(format!("putting {number} at {key}: {error}"));
@@ -120,8 +136,11 @@ impl Shared {
         let found = value.map(|value| {
             std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
         });
-        let known = self.keys.lock().get(key).cloned().unwrap_or_default();
-        if !known.allows(found) {
+        let mut keys = self.keys.lock();
+        // A key that nobody has written to yet is none that is to be read back.
+        let mut fresh = Known::default();
+        let known = keys.get_mut(key).unwrap_or(&mut fresh);
+        if !known.found(found) {
             self.wrong.lock().push(format!("{key}: {found:?} was found; {known:?}"));
         }
     }
@@ -151,7 +170,8 @@ async fn work(client: Client, number: u64, shape: Shape, shared: Arc<Shared>) {
 #[derive(Debug)]
 pub struct Steady {
     shared: Arc<Shared>,
-    ended: mpsc::Receiver<()>,
+    /// `None` once it has ended.
+    crew: Option<Crew>,
 }
 
 impl Steady {
@@ -161,16 +181,11 @@ impl Steady {
     /// When a client does not start.
     pub async fn start(env: &Env, cluster: &Cluster, shape: Shape) -> Result<Self> {
         let shared = Arc::new(Shared::default());
-        let (alive, ended) = mpsc::channel(1);
+        let mut crew = Crew::new(&env.tasks);
         for number in 0..shape.clients {
-            let work = work(cluster.client().await?, number, shape, Arc::clone(&shared));
-            let alive = alive.clone();
-            env.tasks.spawn("steady client", OnEnd::Ignore, async move {
-                work.await;
-                drop(alive);
-            });
+            crew.add(work(cluster.client().await?, number, shape, Arc::clone(&shared)));
         }
-        Ok(Self { shared, ended })
+        Ok(Self { shared, crew: Some(crew) })
     }
 
     /// Operations that were answered.
@@ -212,10 +227,15 @@ impl Steady {
     }
 
     /// Waits until every client has ended its last operation.
-    pub async fn stop(&mut self) {
+    ///
+    /// # Errors
+    /// When a client did not come to its end.
+    pub async fn stop(&mut self) -> Result<()> {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // Nothing is ever sent: this ends when the last sender is dropped.
-        let _ = self.ended.recv().await;
+        match self.crew.take() {
+            Some(crew) => crew.ended().await,
+            None => Ok(()),
+        }
     }
 
     /// Reads every key that was written and judges it, and with it every answer before. To be called after
@@ -246,20 +266,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_read_may_find_what_was_acknowledged_last_or_is_unknown() {
-        let fresh = Known::default();
-        assert!(fresh.allows(None) && !fresh.allows(Some(0)) && !fresh.allows(Some(1)));
-        // 2 was refused, 4 acknowledged, 3 and 5 are unknown.
-        let known = Known { sent: 5, acknowledged: 4, unknown: BTreeSet::from([3, 5]) };
-        let allowed: Vec<u64> = (0..8).filter(|number| known.allows(Some(*number))).collect();
-        assert_eq!(allowed, [3, 4, 5]);
-        assert!(!known.allows(None), "what was acknowledged is lost");
+    fn a_read_may_find_what_is_settled_or_a_later_write_in_doubt() {
+        let mut fresh = Known::default();
+        assert!(fresh.found(None) && !fresh.found(Some(0)) && !fresh.found(Some(1)));
+        // 2 was refused, 4 acknowledged, 3, 5, 6 and 8 are unknown.
+        let mut known = Known { sent: 8, settled: 1, unknown: BTreeSet::from([3]) };
+        known.settle(4);
+        known.unknown.extend([5, 6, 8]);
+        let may_find = |number: &u64| known.clone().found(Some(*number));
+        assert_eq!((0..10).filter(may_find).collect::<Vec<u64>>(), [4, 5, 6, 8]);
+        assert!(!known.clone().found(None), "what was acknowledged is lost");
+    }
+
+    #[test]
+    fn what_was_found_once_does_not_go_away_again() {
+        let mut known = Known { sent: 6, settled: 1, unknown: BTreeSet::from([3, 4, 6]) };
+        assert!(known.found(Some(1)) && known.found(Some(4)));
+        for gone in [None, Some(1), Some(3)] {
+            assert!(!known.found(gone), "{gone:?} came before");
+        }
+        assert!(known.found(Some(4)) && known.found(Some(6)) && !known.found(Some(4)));
     }
 
     #[test]
     fn wrong_answers_are_kept() {
         let shared = Shared::default();
-        shared.keys.lock().entry("a".to_owned()).or_default().acknowledged = 7;
+        shared.keys.lock().entry("a".to_owned()).or_default().settle(7);
         shared.judge("a", Some(b"7"));
         shared.judge("b", None);
         assert_eq!(shared.wrong.lock().len(), 0);

@@ -239,6 +239,14 @@ fn text_of(found: &Found) -> Result<Option<&str>> {
     value.map(|value| std::str::from_utf8(value).context("a value is no text")).transpose()
 }
 
+/// Stands for a value that is no number, where numbers alone are written: no write has this one.
+pub(crate) const NO_NUMBER: u64 = u64::MAX;
+
+/// What a read of a numbered key saw; `None` when the key is absent.
+pub(crate) fn seen_in(found: &Found) -> Option<u64> {
+    found.value.as_ref().map(|_| number_of(found).unwrap_or(NO_NUMBER))
+}
+
 /// The number that a value is; `None` when the key is absent, or the value is something else.
 pub(crate) fn number_of<N: std::str::FromStr>(found: &Found) -> Option<N> {
     std::str::from_utf8(found.value.as_deref()?).ok()?.parse().ok()

@@ -3,19 +3,20 @@
 //! Each client is one session. It alone writes some of the keys, with the numbers 1, 2, 3 …, and reads
 //! all of them. After a write of unknown outcome it leaves the key for a new one, so that the key's writes
 //! keep one order. Keys with one tag are in one shard, and a client writes several of them, so that the
-//! order between keys of a shard shows, too.
+//! order between keys of a shard shows, too. That what a session has seen is said not to exist is an answer,
+//! for the checker to judge, and not a failure.
 
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use annulus_client::{Consistency, Session};
+use annulus_client::{Consistency, ErrorKind, Session};
 use annulus_runtime::Clock;
 use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
 
-use super::{Seat, Shape, Workload, end_of, number_of};
+use super::{NO_NUMBER, Seat, Shape, Workload, end_of, number_of};
 use crate::checkers::modes::{self, Answer, Call, Mode};
 use crate::journal::{End, Journal};
 
@@ -125,7 +126,8 @@ impl Hand {
         let end = match get.deadline(self.seat.shape.deadline).await {
             Ok(found) if found.value.is_none() => End::Ok(Answer::Saw(0)),
             // What is no number was written by nobody, and no write has this one.
-            Ok(found) => End::Ok(Answer::Saw(number_of(&found).unwrap_or(u64::MAX))),
+            Ok(found) => End::Ok(Answer::Saw(number_of(&found).unwrap_or(NO_NUMBER))),
+            Err(error) if error.kind == ErrorKind::HistoryLost => End::Ok(Answer::HistoryLost),
             Err(error) => end_of(&error),
         };
         self.journal.complete(ticket, end.clone());

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use annulus_client::{Error, ErrorKind, MayHaveApplied, NodeId, Revision, Role};
 use annulus_runtime::Clock;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use futures_util::future::BoxFuture;
 
-use super::{Seat, Workload, end_of, number_of};
+use super::{NO_NUMBER, Seat, Workload, end_of, seen_in};
 use crate::checkers::linearizable::{self, STEP_LIMIT};
 use crate::history::{Call, Outcome, Recorder, Value};
 use crate::journal::End;
@@ -54,6 +54,10 @@ impl Workload for Register {
 pub(crate) fn judge(recorder: &Recorder) -> Result<()> {
     let history = recorder.history().context("the history was not written in full")?;
     ensure!(!history.operations().is_empty(), "no operation was recorded");
+    let is_rotten = |outcome: Outcome| outcome == Outcome::Ok(Value::Read(Some(NO_NUMBER)));
+    if let Some(read) = history.operations().iter().find(|read| is_rotten(read.outcome)) {
+        bail!("a value is no number, and nobody wrote it: {}: {read}", read.key);
+    }
     linearizable::check(&history, STEP_LIMIT).into_result()
 }
 
@@ -107,7 +111,7 @@ impl Hand {
                 if one.is_some() && found.receipt.role == Role::Follower {
                     self.at_followers.fetch_add(1, Ordering::Relaxed);
                 }
-                let value: Option<u64> = number_of(&found);
+                let value = seen_in(&found);
                 self.seen[place] = value.map(|value| (value, found.version));
                 Outcome::Ok(Value::Read(value))
             }
@@ -161,5 +165,20 @@ impl Hand {
         };
         self.recorder.complete(operation, outcome);
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_is_no_number_is_not_an_absent_key() {
+        for (seen, is_good) in [(None, true), (Some(NO_NUMBER), false)] {
+            let recorder = Recorder::new(Clock::real());
+            let read = recorder.invoke(1, "register-0", Call::Read);
+            recorder.complete(read, Outcome::Ok(Value::Read(seen)));
+            assert_eq!(judge(&recorder).is_ok(), is_good, "{seen:?}");
+        }
     }
 }

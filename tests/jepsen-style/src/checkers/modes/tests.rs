@@ -137,3 +137,10 @@ fn a_history_that_shows_nothing_does_not_pass() {
     let twice = [wrote(1, X, 1), wrote(1, X, 1)];
     assert_bad(&[&twice[0], &twice[1]], "wrote 1 twice");
 }
+
+#[test]
+fn a_session_whose_history_is_lost_is_a_violation() {
+    let call = Call::Read { key: X.to_owned(), mode: Mode::Session };
+    let lost = move |at| entry(2, call.clone(), End::Ok(Answer::HistoryLost), at);
+    assert_bad(&[&wrote(1, X, 1), &lost], "its history is lost");
+}

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use annulus_client::Role;
 use parking_lot::Mutex;
 
 /// One key and what its only writer did to it.
@@ -64,16 +65,30 @@ pub(super) enum Kind {
 /// What is going on while a read is under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Time {
+    /// Before the first fault.
     #[default]
+    Healthy,
+    /// Between faults.
     Calm,
     Kill,
     Moves,
 }
 
 impl Time {
+    /// All of them, and how they are called.
+    pub(super) const ALL: [(&'static str, Self); 4] = [
+        ("before all faults", Self::Healthy),
+        ("between faults", Self::Calm),
+        ("kills", Self::Kill),
+        ("moves", Self::Moves),
+    ];
+
     /// That of a read that began in `self` and ended in `end`. No read lasts as long as a fault does.
     pub(super) fn until(self, end: Self) -> Self {
-        if self == Self::Calm { end } else { self }
+        match self {
+            Self::Healthy | Self::Calm => end,
+            Self::Kill | Self::Moves => self,
+        }
     }
 }
 
@@ -81,13 +96,23 @@ impl Time {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) answered: u64,
+    /// Of these, by followers.
+    pub(super) by_followers: u64,
     pub(super) refused: u64,
 }
 
 impl Count {
     fn plus(self, other: Self) -> Self {
-        let answered = self.answered + other.answered;
-        Self { answered, refused: self.refused + other.refused }
+        Self {
+            answered: self.answered + other.answered,
+            by_followers: self.by_followers + other.by_followers,
+            refused: self.refused + other.refused,
+        }
+    }
+
+    /// Of the answered ones, percent.
+    pub(super) fn followers_percent(self) -> u64 {
+        self.by_followers * 100 / self.answered.max(1)
     }
 
     pub(super) fn all(self) -> u64 {
@@ -110,8 +135,10 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn answered(&mut self, time: Time, kind: Kind) {
-        self.counts.entry((time, kind)).or_default().answered += 1;
+    pub(super) fn answered(&mut self, time: Time, kind: Kind, by: Role) {
+        let count = self.counts.entry((time, kind)).or_default();
+        count.answered += 1;
+        count.by_followers += u64::from(by == Role::Follower);
     }
 
     pub(super) fn refused(&mut self, time: Time, kind: Kind, error: &'static str) {
@@ -155,6 +182,7 @@ mod tests {
     #[test]
     fn a_read_that_touches_a_fault_belongs_to_it() {
         for (begin, end, time) in [
+            (Time::Healthy, Time::Calm, Time::Calm),
             (Time::Calm, Time::Calm, Time::Calm),
             (Time::Calm, Time::Kill, Time::Kill),
             (Time::Moves, Time::Calm, Time::Moves),
@@ -167,12 +195,18 @@ mod tests {
     #[test]
     fn counts_are_told_apart_by_time_and_kind() {
         let mut tally = Tally::default();
-        tally.answered(Time::Calm, Kind::Session);
-        tally.answered(Time::Calm, Kind::Bounded);
+        tally.answered(Time::Calm, Kind::Session, Role::Follower);
+        tally.answered(Time::Calm, Kind::Session, Role::Leader);
+        tally.answered(Time::Calm, Kind::Session, Role::Follower);
+        tally.answered(Time::Calm, Kind::Bounded, Role::Leader);
         tally.refused(Time::Kill, Kind::Bounded, "TooStale");
-        assert_eq!(tally.count(|time, _| time == Time::Calm).answered, 2);
+        assert_eq!(tally.count(|time, _| time == Time::Calm).answered, 4);
         assert_eq!(tally.count(|_, kind| kind == Kind::Bounded).all(), 2);
-        assert_eq!(tally.count(|time, _| time == Time::Kill), Count { answered: 0, refused: 1 });
+        let killed = tally.count(|time, _| time == Time::Kill);
+        assert_eq!(killed, Count { refused: 1, ..Count::default() });
+        let session = tally.count(|_, kind| kind == Kind::Session);
+        assert_eq!((session.by_followers, session.followers_percent()), (2, 66));
+        assert_eq!(killed.followers_percent(), 0);
         for number in 0..20 {
             tally.violated(format!("violation {number}"));
         }

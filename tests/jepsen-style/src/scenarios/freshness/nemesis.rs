@@ -19,9 +19,9 @@ use crate::process::wait_until;
 
 /// What a fault lasts longer than the cluster needs to be ready again.
 const AFTERMATH: Duration = Duration::from_secs(2);
-/// Reads while a killed node is away.
+/// Answered reads while a killed node is away.
 const READS_AWAY: u64 = 2_000;
-/// Of all reads, one in so many is awaited between two faults.
+/// Of all reads, one in so many is awaited, answered, between two faults.
 const CALM_ONE_IN: u64 = 20;
 /// For a plan of moves.
 const MOVES: Duration = Duration::from_secs(300);
@@ -42,7 +42,7 @@ impl<'a> Nemesis<'a> {
         Self { shared, random, drained: None, moves: 0 }
     }
 
-    /// Until there were enough reads of each kind, and each fault came at least three times.
+    /// Until there were enough answered reads of each kind, and each fault came at least three times.
     pub(super) async fn run(mut self, cluster: &mut Cluster, options: &Options) -> Result<()> {
         let least = options.faults.len() as u64 * TURNS_LEAST;
         let mut turns = 0;
@@ -61,7 +61,7 @@ impl<'a> Nemesis<'a> {
 
     /// Of the kind of which there were fewer.
     fn fewest_reads(&self) -> u64 {
-        let reads = |kind: Kind| self.shared.reads(|_, of| of == kind).all();
+        let reads = |kind: Kind| self.shared.reads(|_, of| of == kind).answered;
         reads(Kind::Session).min(reads(Kind::Bounded))
     }
 

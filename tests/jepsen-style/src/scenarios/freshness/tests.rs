@@ -62,6 +62,23 @@ fn a_key_in_doubt_gets_a_successor() {
 }
 
 #[test]
+fn looks_without_a_bound_count_as_infinitely_old() {
+    let bounds = |known: u64, unknown, failed| Bounds {
+        known_us: (0..known).map(|at| at * 1_000).collect(),
+        unknown,
+        failed,
+    };
+    assert_eq!(bounds(200, 0, 0).percentile_us(50), 100_000);
+    assert_eq!(bounds(200, 0, 0).percentile_us(99), 198_000);
+    assert_eq!(bounds(199, 1, 0).percentile_us(99), 198_000);
+    assert_eq!(bounds(199, 1, 0).percentile_us(100), u64::MAX);
+    for (unknown, failed) in [(2, 0), (0, 2), (1, 1)] {
+        assert_eq!(bounds(198, unknown, failed).report().unwrap(), u64::MAX);
+    }
+    assert!(bounds(0, 1, 0).report().is_err());
+}
+
+#[test]
 fn faults_are_known_by_their_names() {
     assert_eq!(Fault::list("kill,moves"), Some(vec![Fault::Kill, Fault::Moves]));
     assert_eq!(Fault::list("none"), Some(Vec::new()));

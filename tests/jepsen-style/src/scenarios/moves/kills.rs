@@ -3,11 +3,16 @@
 //! A cluster of four nodes is kept moving: the fourth is drained, and when it is empty it takes its share
 //! again, and so on. A kill waits for a reseat that is in the state whose turn it is, takes the victim from
 //! it, and kills it at once. The state is what the manager last said: the kill falls into it or into what
-//! follows. The victim is started again as soon as every group acknowledges writes without it, and the next
-//! kill waits until the cluster serves with it; so no two nodes are down at a time.
+//! follows. The victim is started again as soon as every group has acknowledged, at another node, a write that
+//! was sent after its end; and the next kill waits until the cluster serves, the manager counts the victim as
+//! up, and all of its seats are open there. So no two nodes are down at a time, and no group has lost more
+//! than the kill took.
+//!
+//! States take turns, in one order for every kind of victim: seven kills meet each once.
 //!
 //! Failure: a move that is not caught in time, or does not end, ends the run with what the manager says.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use annulus_client::{Client, Move, MoveKind, MoveState};
@@ -15,7 +20,7 @@ use annulus_runtime::Env;
 use anyhow::{Result, ensure};
 
 use super::load::Load;
-use super::{MOVES, Options, placement, told, verdict, violations_of_keys};
+use super::{MOVES, Options, placement, told, verdict, violations_of_load};
 use crate::cluster::{Cluster, READY};
 use crate::process::wait_until;
 
@@ -33,6 +38,30 @@ const STATES: [MoveState; 7] = [
     MoveState::Swap,
     MoveState::Retire,
 ];
+
+/// Kills by state, in the order of [`STATES`].
+pub(super) type Struck = [u64; STATES.len()];
+
+/// Of a state, without what all of them begin with.
+fn name_of(state: MoveState) -> &'static str {
+    state.as_str_name().trim_start_matches("MOVE_STATE_")
+}
+
+/// How many kills of each kind met which state, for people.
+pub(super) fn table(struck: &[(Kill, Struck)]) -> String {
+    let mut text = format!("{:<18}", "kills by state");
+    // Writing to a string cannot fail.
+    for state in STATES {
+        let _ = write!(text, "{:>10}", name_of(state));
+    }
+    for (kill, counts) in struck {
+        let _ = write!(text, "\n{:<18}", kill.name());
+        for count in counts {
+            let _ = write!(text, "{count:>10}");
+        }
+    }
+    text
+}
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +120,7 @@ struct Story<'a> {
     draining: bool,
 }
 
-/// Kills processes of one kind, so many times.
+/// Kills processes of one kind, so many times. Returns how many met which state.
 ///
 /// # Errors
 /// When something acknowledged is lost or doubled, a move does not end, there are orphans, or the run itself
@@ -101,7 +130,7 @@ pub(super) async fn run(
     cluster: &mut Cluster,
     options: &Options,
     kill: Kill,
-) -> Result<()> {
+) -> Result<Struck> {
     let mut nodes: Vec<u32> = vec![1, 2, 3];
     nodes.push(u32::from(cluster.add_node()?));
     placement::wait_even(cluster, &nodes).await?;
@@ -109,35 +138,39 @@ pub(super) async fn run(
     let client = cluster.client().await?;
     let mut story = Story { cluster, load, client, env, kill, nodes, draining: false };
     story.load.start();
+    let mut struck = Struck::default();
     for turn in 0..options.times {
-        let state = STATES[usize::try_from(turn)? % STATES.len()];
-        Box::pin(story.strike(turn + 1, state)).await?;
+        let place = usize::try_from(turn)? % STATES.len();
+        Box::pin(story.strike(turn + 1, STATES[place])).await?;
+        struck[place] += 1;
     }
-    Box::pin(story.end()).await
+    Box::pin(story.end()).await?;
+    Ok(struck)
 }
 
 impl Story<'_> {
     /// One kill, and the way back to a whole cluster.
     async fn strike(&mut self, number: u64, state: MoveState) -> Result<()> {
         let (step, victim) = self.catch(state).await?;
-        let killed_at = self.env.clock.monotonic_us();
         self.cluster.kill(victim)?;
-        let groups = self.load.groups();
+        // Read when it has ended: no answer to what is sent from here on is its own.
+        let killed_at = self.env.clock.monotonic_us();
         let load = &self.load;
         wait_until("every group takes writes without the dead node", READY, || async {
-            load.is_served_since(&groups, killed_at)
+            load.is_served_since(killed_at, u32::from(victim))
         })
         .await?;
         let gap_ms = (self.env.clock.monotonic_us() - killed_at) / 1_000;
         self.cluster.start_node(victim)?;
         self.cluster.wait_ready().await?;
+        placement::wait_back(&self.client, u32::from(victim)).await?;
         println!(
             "kill {number} of a {}: node {victim}, move {} of group {} in {}; every group written \
              to after {gap_ms} ms",
             self.kill.name(),
             step.id,
             step.group,
-            state.as_str_name().trim_start_matches("MOVE_STATE_"),
+            name_of(state),
         );
         Ok(())
     }
@@ -205,7 +238,7 @@ impl Story<'_> {
             placement::drain(&self.client, TOGGLED, false).await?;
         }
         placement::wait_even(self.cluster, &self.nodes).await?;
-        self.load.stop().await;
+        self.load.stop().await?;
         placement::wait_no_orphans(self.cluster, &self.nodes).await?;
         self.cluster.wait_ready().await?;
         Box::pin(self.load.check(self.cluster)).await?;
@@ -216,13 +249,27 @@ impl Story<'_> {
             self.kill.name()
         );
         println!("  {}", told(&self.load));
-        verdict(&violations_of_keys(&self.load))
+        verdict(&violations_of_load(&self.load))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_has_a_row_for_each_kind_and_a_column_for_each_state() {
+        let text = table(&[(Kill::Leaving, [2, 2, 2, 1, 1, 1, 1]), (Kill::Joining, [0; 7])]);
+        let rows: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows.len(), 3);
+        assert_eq!(
+            rows[0][3..],
+            ["CREATE", "SEED", "CATCH_UP", "VERIFY", "LEAD", "SWAP", "RETIRE"]
+        );
+        assert_eq!(rows[1], ["leaving", "node", "2", "2", "2", "1", "1", "1", "1"]);
+        assert_eq!(rows[2][2..], ["0"; 7]);
+    }
 
     #[test]
     fn kinds_are_read_whole_or_not_at_all() {

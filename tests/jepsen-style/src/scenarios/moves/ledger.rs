@@ -9,7 +9,11 @@
 //! - A *counter* is only ever added 1 to. An addition that is missing is lost, one too many was applied
 //!   twice (W3).
 //!
-//! A number that comes back although another was acknowledged after it counts as a loss of the latter.
+//! A number that comes back although another was acknowledged after it counts as a loss of the latter. What
+//! a read has found counts as acknowledged from then on, with all that was sent before it: a doubt that is
+//! settled stays settled. That no write of unknown outcome takes effect after the next one holds where
+//! processes are killed and not suspended: no request outlives its connection, and an entry of a log that
+//! outlives its leader comes before whatever the next leader takes.
 
 /// Key and number in front of every value, bytes.
 pub(super) const HEAD_BYTES: usize = 16;
@@ -30,7 +34,7 @@ pub(super) enum Verdict {
 /// A key that holds a numbered value.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Register {
-    /// The number last acknowledged; 0 before the first.
+    /// The number last acknowledged, or found since then; 0 before the first.
     acknowledged: u64,
     /// The number last given to a write.
     last: u64,
@@ -54,12 +58,16 @@ impl Register {
         self.doubtful.push(number);
     }
 
-    /// Judges the number of the value that was found; `None`: there was none.
-    pub(super) fn judge(&self, found: Option<u64>) -> Verdict {
+    /// Judges the number of the value that was found; `None`: there was none. A doubtful one that was found
+    /// is settled.
+    pub(super) fn judge(&mut self, found: Option<u64>) -> Verdict {
         match found {
             None if self.acknowledged == 0 => Verdict::Fine,
             None => Verdict::Lost,
-            Some(number) if number == self.acknowledged || self.doubtful.contains(&number) => {
+            Some(number) if number == self.acknowledged => Verdict::Fine,
+            Some(number) if self.doubtful.contains(&number) => {
+                self.acknowledged = number;
+                self.doubtful.retain(|later| *later > number);
                 Verdict::Fine
             }
             Some(number) if number < self.acknowledged => Verdict::Lost,
@@ -78,7 +86,8 @@ pub(super) struct Counter {
 impl Counter {
     /// An addition was acknowledged with this sum, which is judged.
     pub(super) fn acknowledged(&mut self, sum: i64) -> Verdict {
-        let verdict = Self { least: self.least + 1, most: self.most + 1 }.judge(Some(sum));
+        let mut with = Self { least: self.least + 1, most: self.most + 1 };
+        let verdict = with.judge(Some(sum));
         (self.least, self.most) = (sum, sum);
         verdict
     }
@@ -88,14 +97,15 @@ impl Counter {
         self.most += 1;
     }
 
-    /// Judges the number that was found; `None`: there was none.
-    pub(super) fn judge(&self, found: Option<i64>) -> Verdict {
+    /// Judges the number that was found; `None`: there was none. Additions that were found stay.
+    pub(super) fn judge(&mut self, found: Option<i64>) -> Verdict {
         let found = found.unwrap_or(0);
         if found < self.least {
             Verdict::Lost
         } else if found > self.most {
             Verdict::Doubled
         } else {
+            self.least = found;
             Verdict::Fine
         }
     }
@@ -166,13 +176,29 @@ mod tests {
         let refused = register.begin();
         assert_eq!((first, doubtful, refused), (1, 2, 3));
         assert_eq!(register.judge(Some(first)), Verdict::Fine);
-        assert_eq!(register.judge(Some(doubtful)), Verdict::Fine);
         assert_eq!(register.judge(Some(refused)), Verdict::Wrong);
         assert_eq!(register.judge(None), Verdict::Lost);
+        assert_eq!(register.judge(Some(doubtful)), Verdict::Fine);
+        assert_eq!(register.judge(Some(first)), Verdict::Lost, "the doubt is settled");
+        assert_eq!(register.judge(Some(doubtful)), Verdict::Fine);
         let next = register.begin();
         register.acknowledged(next);
         assert_eq!(register.judge(Some(next)), Verdict::Fine);
         assert_eq!(register.judge(Some(doubtful)), Verdict::Lost, "it came before");
+    }
+
+    #[test]
+    fn what_was_found_settles_all_doubts_before_it_and_none_after_it() {
+        let mut register = Register::default();
+        for _ in 0..3 {
+            let number = register.begin();
+            register.doubted(number);
+        }
+        assert_eq!(register.judge(Some(2)), Verdict::Fine);
+        assert_eq!(register.judge(Some(1)), Verdict::Lost);
+        assert_eq!(register.judge(None), Verdict::Lost);
+        assert_eq!(register.judge(Some(3)), Verdict::Fine);
+        assert_eq!(register.judge(Some(2)), Verdict::Lost);
     }
 
     #[test]
@@ -185,6 +211,7 @@ mod tests {
         counter.doubted();
         assert_eq!(counter.judge(Some(1)), Verdict::Fine);
         assert_eq!(counter.judge(Some(2)), Verdict::Fine);
+        assert_eq!(counter.judge(Some(1)), Verdict::Lost, "the doubtful one was there");
         assert_eq!(counter.acknowledged(3), Verdict::Fine, "the doubtful one was applied");
         assert_eq!(counter.judge(Some(2)), Verdict::Lost);
         assert_eq!(counter.acknowledged(5), Verdict::Doubled);

@@ -1,11 +1,18 @@
 //! The load under which seats move: closed loops of gets, puts and additions, each client over keys of its
-//! own, and the reading back of everything.
+//! own, and the reading back of everything. Where the write gap of a key is asked for, a key of each group is
+//! written without a pause besides (`probe`).
 //!
 //! A read within the loop is judged at once: it is linearizable, and nobody else writes the key. What was
 //! found wrong is collected and judged by the caller at the end, so that one finding does not hide others.
 //!
 //! Failures are counted, whatever their kind; only a mutation whose outcome is unknown leaves a doubt in
-//! the `ledger`. Retries are those that the client library counts.
+//! the `ledger`. Retries are those that the client library counts; how long a request took, probes included,
+//! is what the clock here says.
+//!
+//! A load proves something only if it was there: a client that did not come to its end, or made hardly any
+//! calls, fails [`Load::stop`].
+
+mod probe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,21 +20,26 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use annulus_client::{Client, Error, MayHaveApplied, Receipt, RoutingTable, StatusReply};
-use annulus_runtime::{Env, OnEnd, Random};
+use annulus_runtime::{Env, Random};
 use annulus_types::token_of;
 use anyhow::{Context, Result, ensure};
 use futures_util::stream::{self, TryStreamExt as _};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
 
+use self::probe::Probe;
 use super::Options;
-use super::gaps::Gaps;
+use super::gaps::{Ack, Gaps};
 use super::ledger::{Counter, Damage, Register, Verdict, number_of, value_of};
 use crate::cluster::{Cluster, READY};
+use crate::crew::Crew;
 use crate::process::wait_until;
 
 /// Deadline of a request of the load.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// What it may end late: a machine that is busy.
+const LATENESS: Duration = Duration::from_secs(1);
+/// Calls of each client at least, between start and stop: some hundreds are usual.
+const CALLS_LEAST: u64 = 20;
 /// Keys that count, for each client.
 const COUNTERS: usize = 64;
 /// First writes of one client that are under way at a time.
@@ -62,7 +74,7 @@ impl Book {
     }
 
     /// Judges what was found in a register.
-    fn judge(&self, slot: usize, found: Option<&[u8]>) -> Verdict {
+    fn judge(&mut self, slot: usize, found: Option<&[u8]>) -> Verdict {
         let Some(value) = found else { return self.registers[slot].judge(None) };
         match number_of(self.number(slot), value, self.value_bytes) {
             Some(number) => self.registers[slot].judge(Some(number)),
@@ -71,7 +83,7 @@ impl Book {
     }
 
     /// Judges what was found in a counter.
-    fn judge_count(&self, slot: usize, found: Option<&[u8]>) -> Verdict {
+    fn judge_count(&mut self, slot: usize, found: Option<&[u8]>) -> Verdict {
         let text = found.map(|value| std::str::from_utf8(value).ok());
         match text.map(|text| text.and_then(|text| text.parse().ok())) {
             None => self.counters[slot].judge(None),
@@ -89,18 +101,28 @@ struct Shared {
     /// As it was at the beginning; a shard stays in its group.
     table: Arc<RoutingTable>,
     groups: BTreeMap<u64, u64>,
+    /// By shard.
     gaps: Mutex<Gaps>,
+    /// Of the probes, by group.
+    probed: Mutex<Gaps>,
+    /// The longest that a request took, microseconds.
+    longest_us: AtomicU64,
     damage: Mutex<Damage>,
     refused: AtomicU64,
     unknown: AtomicU64,
 }
 
 impl Shared {
-    /// A write was acknowledged.
-    fn acknowledged(&self, receipt: &Receipt) {
-        let Some(group) = self.groups.get(&receipt.shard.0) else { return };
+    /// A request that began at `sent_us` has ended, however. Returns when.
+    fn answered(&self, sent_us: u64) -> u64 {
         let now_us = self.env.clock.monotonic_us();
-        self.gaps.lock().acknowledged(*group, receipt.node.0, receipt.term, now_us);
+        self.longest_us.fetch_max(now_us.saturating_sub(sent_us), Ordering::Relaxed);
+        now_us
+    }
+
+    /// A write was acknowledged.
+    fn acknowledged(&self, receipt: &Receipt, sent_us: u64, at_us: u64) {
+        self.gaps.lock().acknowledged(receipt.shard.0, ack_of(receipt, sent_us, at_us));
     }
 
     /// A request failed. Returns whether it leaves a doubt.
@@ -112,6 +134,10 @@ impl Shared {
         }
         is_in_doubt
     }
+}
+
+fn ack_of(receipt: &Receipt, sent_us: u64, at_us: u64) -> Ack {
+    Ack { node: receipt.node.0, term: receipt.term, sent_us, at_us }
 }
 
 /// One closed loop.
@@ -134,6 +160,10 @@ impl Worker {
         }
     }
 
+    fn now_us(&self) -> u64 {
+        self.shared.env.clock.monotonic_us()
+    }
+
     fn below(&self, length: usize) -> usize {
         usize::try_from(self.random.below(length as u64)).unwrap_or(0)
     }
@@ -144,7 +174,10 @@ impl Worker {
             let slot = self.below(book.registers.len());
             (slot, book.register(slot))
         };
-        match self.client.get(key.clone()).deadline(DEADLINE).await {
+        let sent_us = self.now_us();
+        let found = self.client.get(key.clone()).deadline(DEADLINE).await;
+        self.shared.answered(sent_us);
+        match found {
             Ok(found) => {
                 let verdict = self.book.lock().judge(slot, found.value.as_deref());
                 let told = || format!("a get of {key} at node {}", found.receipt.node);
@@ -164,9 +197,12 @@ impl Worker {
             let value = value_of(book.number(slot), number, book.value_bytes);
             (slot, number, book.register(slot), value)
         };
-        match self.client.put(key, value).deadline(DEADLINE).await {
+        let sent_us = self.now_us();
+        let written = self.client.put(key, value).deadline(DEADLINE).await;
+        let at_us = self.shared.answered(sent_us);
+        match written {
             Ok(written) => {
-                self.shared.acknowledged(&written.receipt);
+                self.shared.acknowledged(&written.receipt, sent_us, at_us);
                 self.book.lock().registers[slot].acknowledged(number);
             }
             Err(error) => {
@@ -183,9 +219,12 @@ impl Worker {
             let slot = self.below(book.counters.len());
             (slot, book.counter(slot))
         };
-        match self.client.incr(key.clone(), 1).deadline(DEADLINE).await {
+        let sent_us = self.now_us();
+        let counted = self.client.incr(key.clone(), 1).deadline(DEADLINE).await;
+        let at_us = self.shared.answered(sent_us);
+        match counted {
             Ok(counted) => {
-                self.shared.acknowledged(&counted.receipt);
+                self.shared.acknowledged(&counted.receipt, sent_us, at_us);
                 let verdict = match counted.sum() {
                     Some(sum) => self.book.lock().counters[slot].acknowledged(sum),
                     None => Verdict::Wrong,
@@ -241,7 +280,7 @@ impl Worker {
             for (part, some) in keys.chunks(READ_BACK).enumerate() {
                 let found = reader.multi_get(some.to_vec()).deadline(READY).await?;
                 ensure!(found.len() == some.len(), "{} answers to {}", found.len(), some.len());
-                let book = self.book.lock();
+                let mut book = self.book.lock();
                 for (at, (key, found)) in some.iter().zip(found).enumerate() {
                     let slot = part * READ_BACK + at;
                     let value = found.value.as_deref();
@@ -268,21 +307,32 @@ pub(super) struct Figures {
     pub(super) refused: u64,
     /// Failed, and perhaps changed something.
     pub(super) unknown: u64,
+    /// The longest that a request took.
+    pub(super) longest: Duration,
+}
+
+impl Figures {
+    /// Whether every request ended when its deadline had come, or a moment later.
+    pub(super) fn are_in_time(&self) -> bool {
+        self.longest <= DEADLINE + LATENESS
+    }
 }
 
 /// See the module.
 pub(super) struct Load {
     workers: Vec<Worker>,
+    probes: Vec<Probe>,
     shared: Arc<Shared>,
     keys: u64,
     /// What clients had counted when the load began.
     before: (u64, u64),
-    /// Closed when the last running loop has ended.
-    ended: Option<mpsc::Receiver<()>>,
+    /// Those that run, and the calls that each worker had made when they began.
+    crew: Option<(Crew, Vec<u64>)>,
 }
 
 impl Load {
-    /// Connects the clients and writes every key once.
+    /// Connects the clients and writes every key once. There are probes unless processes are to be killed:
+    /// what a key misses then is another question.
     ///
     /// # Errors
     /// When one of the first writes fails.
@@ -292,8 +342,10 @@ impl Load {
             env: env.clone(),
             stop: AtomicBool::new(true),
             groups: table.shards.iter().map(|shard| (shard.id.0, shard.group.0)).collect(),
-            table,
+            table: Arc::clone(&table),
             gaps: Mutex::default(),
+            probed: Mutex::default(),
+            longest_us: AtomicU64::new(0),
             damage: Mutex::default(),
             refused: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
@@ -318,8 +370,13 @@ impl Load {
         }
         let first_writes = workers.iter().map(Worker::preload);
         futures_util::future::try_join_all(first_writes).await?;
-        let keys = options.keys + options.clients * COUNTERS as u64;
-        let mut load = Self { workers, shared, keys, before: (0, 0), ended: None };
+        let probes = if options.kills.is_empty() {
+            Probe::of_each_group(cluster, &table, &shared).await?
+        } else {
+            Vec::new()
+        };
+        let keys = options.keys + options.clients * COUNTERS as u64 + probes.len() as u64;
+        let mut load = Self { workers, probes, shared, keys, before: (0, 0), crew: None };
         load.before = load.taken();
         Ok(load)
     }
@@ -328,23 +385,31 @@ impl Load {
     pub(super) fn start(&mut self) {
         self.shared.stop.store(false, Ordering::Relaxed);
         self.shared.gaps.lock().begin();
-        let (alive, ended) = mpsc::channel(1);
+        self.shared.probed.lock().begin();
+        let mut crew = Crew::new(&self.shared.env.tasks);
+        let before = self.workers.iter().map(|worker| worker.client.stats().calls).collect();
         for worker in &self.workers {
-            let (work, alive) = (worker.clone().run(), alive.clone());
-            self.shared.env.tasks.spawn("moves client", OnEnd::Ignore, async move {
-                work.await;
-                drop(alive);
-            });
+            crew.add(worker.clone().run());
         }
-        self.ended = Some(ended);
+        for probe in &self.probes {
+            crew.add(probe.clone().run());
+        }
+        self.crew = Some((crew, before));
     }
 
     /// Ends the loops after their present requests.
-    pub(super) async fn stop(&mut self) {
+    ///
+    /// # Errors
+    /// When a client did not come to its end, or made too few calls for its silence to mean anything.
+    pub(super) async fn stop(&mut self) -> Result<()> {
         self.shared.stop.store(true, Ordering::Relaxed);
-        if let Some(mut ended) = self.ended.take() {
-            let _ = ended.recv().await;
+        let Some((crew, before)) = self.crew.take() else { return Ok(()) };
+        crew.ended().await?;
+        for (worker, before) in self.workers.iter().zip(before) {
+            let calls = worker.client.stats().calls - before;
+            ensure!(calls >= CALLS_LEAST, "a client made {calls} calls, {CALLS_LEAST} are wanted");
         }
+        Ok(())
     }
 
     /// Reads every key back and counts them. The load is stopped, and every group has a leader.
@@ -356,6 +421,9 @@ impl Load {
         let reader = cluster.client().await?;
         for worker in &self.workers {
             worker.read_back(&reader).await?;
+        }
+        for probe in &self.probes {
+            probe.read_back(&reader).await?;
         }
         let counted = Mutex::new(None);
         wait_until("the leader of every shard counts its keys", READY, || async {
@@ -373,7 +441,7 @@ impl Load {
         Ok(())
     }
 
-    /// Keys that were written, counters included.
+    /// Keys that were written, counters and probes included.
     pub(super) fn keys(&self) -> u64 {
         self.keys
     }
@@ -399,14 +467,25 @@ impl Load {
         })
     }
 
-    /// Whether every group acknowledged a write after this moment of the monotonic clock.
-    pub(super) fn is_served_since(&self, groups: &[u64], at_us: u64) -> bool {
-        self.shared.gaps.lock().are_served_since(groups, at_us)
+    /// Whether every group has acknowledged a write that was sent after this moment of the monotonic clock,
+    /// at another node than `dead`.
+    pub(super) fn is_served_since(&self, sent_us: u64, dead: u32) -> bool {
+        let gaps = self.shared.gaps.lock();
+        let serves = |shard: &u64| gaps.is_served_since(*shard, sent_us, dead);
+        self.groups().into_iter().all(|group| {
+            let mut shards = self.shared.groups.iter().filter(|(_, of)| **of == group);
+            shards.any(|(shard, _)| serves(shard))
+        })
     }
 
-    /// Leader changes, the median gap and the longest, microseconds.
+    /// Changes of leader or term as shards saw them, the median gap and the longest, microseconds.
     pub(super) fn gaps(&self) -> (usize, u64, u64) {
         self.shared.gaps.lock().figures()
+    }
+
+    /// The same of the keys that are written without a pause, one in each group.
+    pub(super) fn probe_gaps(&self) -> (usize, u64, u64) {
+        self.shared.probed.lock().figures()
     }
 
     /// What was found wrong so far.
@@ -422,6 +501,7 @@ impl Load {
             retries: retries - self.before.1,
             refused: self.shared.refused.load(Ordering::Relaxed),
             unknown: self.shared.unknown.load(Ordering::Relaxed),
+            longest: Duration::from_micros(self.shared.longest_us.load(Ordering::Relaxed)),
         }
     }
 

@@ -1,11 +1,11 @@
 //! Where seats and homes are, and where they must be: the quotas of equal nodes without zones, and that no
-//! node holds anything else.
+//! node holds anything else, open or closed (`seats`).
 //!
 //! The quota is written here a second time, from its definition: units go one by one to whoever has the
 //! fewest, the lower id first, from a low mark on and up to a high one. What the manager says is compared
 //! with that, and what the nodes hold with what the table and the manager say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use annulus_client::NodeChangeKind as Change;
 use annulus_client::{
@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use super::MOVES;
 use crate::cluster::{Cluster, READY};
 use crate::process::wait_until;
+use crate::scenarios::seats;
 
 /// Members of a group.
 const REPLICATION: usize = 3;
@@ -125,8 +126,9 @@ pub(super) async fn wait_even(cluster: &Cluster, nodes: &[u32]) -> Result<()> {
     waited.map_err(|error| anyhow!("{error}: {}", last.into_inner()))
 }
 
-/// Waits until each of these nodes holds the replicas that the table and the manager's group give it, and
-/// no others. They must be running.
+/// Waits until each of these nodes holds the replicas that the table and the manager's group give it, all of
+/// them open, and no others, not even closed ones. They must be running, and nothing may move: a replica
+/// that retires is held until it has.
 ///
 /// # Errors
 /// When that takes longer than [`MOVES`]; the text names what is missing or left over.
@@ -143,13 +145,14 @@ pub(super) async fn wait_no_orphans(cluster: &Cluster, nodes: &[u32]) -> Result<
         let Some((status, overview)) = look(&client).await else { return false };
         for (node, local) in &locals {
             let Ok(own) = local.status(true).await else { return false };
-            let held = held(&own);
-            let meant = meant(&status, &overview, *node);
-            if held != meant {
+            let (held, open) = (seats::held(&own, *node), seats::open(&own, *node));
+            let meant = seats::meant(&status, &overview, *node);
+            if held != meant || open != meant {
                 let over: Vec<_> = held.difference(&meant).collect();
-                let missing: Vec<_> = meant.difference(&held).collect();
+                let missing: Vec<_> = meant.difference(&open).collect();
                 *last.lock() = format!(
-                    "node {node} holds {over:?} (group, replica) and should not, lacks {missing:?}"
+                    "node {node} holds {over:?} (group, replica) and should not, and {missing:?} is \
+                     missing or closed"
                 );
                 return false;
             }
@@ -160,19 +163,27 @@ pub(super) async fn wait_no_orphans(cluster: &Cluster, nodes: &[u32]) -> Result<
     waited.map_err(|error| anyhow!("{error}: {}", last.into_inner()))
 }
 
-/// Groups and replicas that a node says it holds.
-fn held(own: &StatusReply) -> BTreeSet<(u64, u64)> {
-    let replicas = own.nodes.iter().flat_map(|node| &node.replicas);
-    replicas.map(|replica| (replica.group, replica.replica)).collect()
-}
-
-/// Those that it should.
-fn meant(status: &StatusReply, overview: &OverviewReply, node: u32) -> BTreeSet<(u64, u64)> {
-    let groups = status.table.iter().flat_map(|table| &table.groups);
-    let seats = groups.flat_map(|group| group.members.iter().map(move |member| (group.id, member)));
-    let manager = overview.manager.iter().map(|member| (0, member));
-    let own = seats.chain(manager).filter(|(_, member)| member.node == node);
-    own.map(|(group, member)| (group, member.replica)).collect()
+/// Waits until the manager counts a node as up, and every seat that it has then is open there. Moves may be
+/// under way.
+///
+/// # Errors
+/// When that takes longer than [`MOVES`]; the text says what is missing.
+pub(super) async fn wait_back(client: &Client, node: u32) -> Result<()> {
+    let last = Mutex::new("nobody answers".to_owned());
+    let waited = wait_until("a node is up with all of its seats open", MOVES, || async {
+        let Some((status, overview)) = look(client).await else { return false };
+        let mut known = overview.nodes.iter().filter(|known| known.node == node);
+        if !known.any(|known| known.state() == NodeState::Up) {
+            *last.lock() = format!("node {node} is not up");
+            return false;
+        }
+        let (open, meant) = (seats::open(&status, node), seats::meant(&status, &overview, node));
+        let missing: Vec<_> = meant.difference(&open).collect();
+        *last.lock() = format!("node {node} has not opened {missing:?} (group, replica)");
+        missing.is_empty()
+    });
+    let waited = waited.await;
+    waited.map_err(|error| anyhow!("{error}: {}", last.into_inner()))
 }
 
 /// Begins or ends to drain a node.
