@@ -22,6 +22,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// One connection attempt; several fit into the whole.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
+/// Replicas of a group in a new cluster.
+const REPLICATION: u32 = 3;
 
 const EXAMPLES: &str = "\
 Example:
@@ -45,23 +47,28 @@ pub struct InitArgs {
         default_value = "127.0.0.1:7400"
     )]
     endpoints: Vec<String>,
-    #[command(flatten)]
-    settings: Settings,
+    /// Shards: a power of two from 1 to 1024; fixed for the life of the cluster
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    shards: u32,
+    /// Groups per node, 1 to 64; fixed for the life of the cluster
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    lanes: u32,
+    /// Replicas of each group, 1 to 7; as many as there are nodes when these are fewer. Default: 3; with
+    /// --adopt as the export says, or without one as many as the group with the most has
+    #[arg(long, value_name = "N")]
+    replication: Option<u32>,
     #[command(flatten)]
     adoption: adopt::AdoptArgs,
 }
 
-// As above.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+/// What a cluster is created with. The nodes judge it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Shards: a power of two from 1 to 1024; fixed for the life of the cluster
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    /// Shards: a power of two from 1 to 1,024.
     pub shards: u32,
-    /// Groups per node, 1 to 64; fixed for the life of the cluster
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    /// Groups per node, 1 to 64.
     pub lanes: u32,
-    /// Replicas of each group, 1 to 7; as many as there are nodes when these are fewer
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    /// Replicas of each group, 1 to 7.
     pub replication: u32,
 }
 
@@ -83,10 +90,11 @@ pub async fn run(args: InitArgs) -> u8 {
             return 3;
         }
     };
-    let InitArgs { endpoints, settings, adoption } = args;
+    let InitArgs { endpoints, shards, lanes, replication, adoption } = args;
     if adoption.adopt {
-        return Box::pin(adopt::run(&env, &endpoints, &adoption)).await;
+        return Box::pin(adopt::run(&env, &endpoints, &adoption, replication)).await;
     }
+    let settings = Settings { shards, lanes, replication: replication.unwrap_or(REPLICATION) };
     match Box::pin(create(&env, &endpoints, settings, PATIENCE)).await {
         Ok(created) => {
             println!("{}", created.cluster);

@@ -1,17 +1,19 @@
 //! A cluster of real processes gets a new manager (H4 to H6): in place of one that works, because that is the
-//! hardest case, and without its state. What it kept is lost or comes from an export; the groups with data
-//! serve all the while and keep their replicas, and what is left of the former manager is put aside.
+//! hardest case, in place of one that has lost its majority, and by a node that dies over it. What only the
+//! former manager knew is lost or comes from an export; the groups with data serve all the while and keep their
+//! replicas, and what is left of the former manager is put aside.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
 use annulus_client::{Client, StatusReply};
-use annulus_harness::cluster::Cluster;
+use annulus_harness::cluster::{Cluster, Layout};
 use annulus_harness::process::wait_until;
 use annulus_proto::convert::error_of;
 use annulus_proto::v1;
@@ -22,10 +24,13 @@ use annulus_runtime::disk::read_file;
 use annulus_runtime::{Env, RealDisk};
 use annulus_types::ErrorKind;
 use prost::Message as _;
+use tonic::transport::Channel;
 
 const LONG: Duration = Duration::from_secs(30);
 /// For a handful of reseats.
 const MOVES: Duration = Duration::from_secs(120);
+/// What a user allows an operation: an election and more.
+const SERVED: Duration = Duration::from_secs(5);
 /// Between two rounds of what a user does.
 const PACE: Duration = Duration::from_millis(20);
 const KEYS: u32 = 100;
@@ -39,7 +44,14 @@ fn program() -> &'static Path {
 
 /// Runs `annulus init --adopt` with more arguments; node 1 does it.
 async fn adopt(cluster: &Cluster, more: &[&str]) -> Output {
-    let endpoints = cluster.endpoints().join(",");
+    adopt_at(cluster, 1, more).await
+}
+
+/// The same; the node `maker` does it.
+async fn adopt_at(cluster: &Cluster, maker: u16, more: &[&str]) -> Output {
+    let others = cluster.nodes().filter(|node| *node != maker);
+    let order = std::iter::once(maker).chain(others);
+    let endpoints = order.map(|node| cluster.endpoint(node)).collect::<Vec<String>>().join(",");
     let mut command = tokio::process::Command::new(program());
     command.args(["init", "--adopt", "--endpoints", &endpoints]).args(more).kill_on_drop(true);
     tokio::time::timeout(Duration::from_secs(90), command.output()).await.unwrap().unwrap()
@@ -125,11 +137,11 @@ async fn serve(client: &Client, served: &Cell<u32>) {
     for n in 0.. {
         pace.tick().await;
         let (key, value) = (format!("live-{}", n % 50), n.to_string());
-        client.put(key.clone(), value.clone()).deadline(LONG).await.unwrap();
-        let found = client.get(key).deadline(LONG).await.unwrap();
+        client.put(key.clone(), value.clone()).deadline(SERVED).await.unwrap();
+        let found = client.get(key).deadline(SERVED).await.unwrap();
         assert_eq!(found.value.as_deref(), Some(value.as_bytes()));
         let old = n % KEYS;
-        let found = client.get(format!("key-{old}")).deadline(LONG).await.unwrap();
+        let found = client.get(format!("key-{old}")).deadline(SERVED).await.unwrap();
         assert_eq!(found.value.as_deref(), Some(format!("value-{old}").as_bytes()));
         served.set(n);
     }
@@ -158,25 +170,98 @@ async fn holds_only(cluster: &Cluster, node: u16, incarnation: u32) -> bool {
     own.peek().is_some() && own.all(|it| it.replica >> COUNTER_BITS == u64::from(incarnation))
 }
 
-/// A node refuses a command of the manager that was before.
-async fn refuses_the_former(cluster: &Cluster, state: &v1::ManagerState) {
+/// A connection to what a node tells its peers, if it is there.
+async fn peer(cluster: &Cluster, node: u16) -> Option<PeerClient<Channel>> {
     let env = Env::real().unwrap();
-    let info = own_status(cluster, 1).await.unwrap().info.unwrap();
-    let channel = annulus_raft::channel(&env, &info.peer_addr).await.unwrap();
-    let mut peer = PeerClient::new(channel);
-    let told = peer.describe(v1::DescribeRequest {}).await.unwrap().into_inner();
-    let request = v1::CommandRequest {
-        era: state.era - 1,
-        term: 1_000,
-        generation: 1_000,
-        node: info.id,
-        incarnation: told.incarnation,
-        group: state.groups[0].id,
-        command: Some(Command::Transfer(v1::TransferLeadership { to: 2 })),
+    let info = own_status(cluster, node).await?.info?;
+    let channel = annulus_raft::channel(&env, &info.peer_addr).await.ok()?;
+    Some(PeerClient::new(channel))
+}
+
+/// What a node knows of the cluster.
+async fn survey(cluster: &Cluster, node: u16) -> Option<v1::SurveyReply> {
+    let told = peer(cluster, node).await?.survey(v1::SurveyRequest {}).await;
+    told.ok().map(tonic::Response::into_inner)
+}
+
+/// The manager that works and that all these nodes obey.
+async fn one_manager(
+    cluster: &Cluster,
+    client: &Client,
+    nodes: RangeInclusive<u16>,
+) -> Option<v1::ManagerState> {
+    let state = export(client).await?;
+    for node in nodes {
+        let told = survey(cluster, node).await?.heartbeat?;
+        if (told.era, told.manager_incarnation) != (state.era, state.incarnation) {
+            return None;
+        }
+    }
+    Some(state)
+}
+
+/// What node 1 has stored as the maker of a manager.
+fn plan(cluster: &Cluster) -> Option<Vec<u8>> {
+    read_file(&RealDisk, &cluster.data_dir(1).join("adoption"), FILE_BYTES).ok()
+}
+
+/// Waits until one manager of that era or a later one works, everybody obeys it, and the maker on node 1 has
+/// nothing else in mind.
+async fn wait_one_manager(cluster: &Cluster, client: &Client, era: u64) -> v1::ManagerState {
+    let settled = || async {
+        let state = one_manager(cluster, client, cluster.nodes()).await?;
+        // Behind version and checksum.
+        let wanted = plan(cluster).and_then(|bytes| v1::Adoption::decode(bytes.get(5..)?).ok());
+        let is_same = |it: v1::Adoption| (it.era, it.incarnation) == (state.era, state.incarnation);
+        (state.era >= era && wanted.is_none_or(is_same)).then_some(state)
     };
-    let refused = error_of(&peer.command(request).await.unwrap_err());
-    let is_era = matches!(&refused.kind, ErrorKind::BadRequest { field, .. } if field == "era");
-    assert!(is_era, "{refused:?}");
+    let found = RefCell::new(None);
+    wait_until("everybody obeys one manager", LONG, || async {
+        let now = settled().await;
+        let is_settled = now.is_some();
+        found.replace(now);
+        is_settled
+    })
+    .await
+    .unwrap();
+    found.into_inner().unwrap()
+}
+
+/// Begins an adoption at node 1, and kills that as soon as it has stored its plan.
+async fn kill_the_maker(cluster: &mut Cluster) {
+    let here: &Cluster = cluster;
+    let before = plan(here);
+    tokio::select! {
+        stored = wait_until("the plan is stored", LONG, || async { plan(here) != before }) => {
+            stored.unwrap();
+        }
+        adopted = adopt(here, &["--yes", "--force"]) => {
+            panic!("it ended before its plan was seen: {}", text(&adopted.stderr));
+        }
+    }
+    cluster.kill(1).unwrap();
+}
+
+/// A node refuses commands of managers that were before: of an earlier era, and of the same one.
+async fn refuses_the_former(cluster: &Cluster, state: &v1::ManagerState) {
+    let mut peer = peer(cluster, 1).await.unwrap();
+    let told = peer.describe(v1::DescribeRequest {}).await.unwrap().into_inner();
+    let former = [(state.era - 1, state.incarnation + 1), (state.era, state.incarnation - 1)];
+    for (era, manager_incarnation) in former {
+        let request = v1::CommandRequest {
+            era,
+            manager_incarnation,
+            term: 1_000,
+            generation: 1_000,
+            node: 1,
+            incarnation: told.incarnation,
+            group: state.groups[0].id,
+            command: Some(Command::Transfer(v1::TransferLeadership { to: 2 })),
+        };
+        let refused = error_of(&peer.command(request).await.unwrap_err());
+        let is_era = matches!(&refused.kind, ErrorKind::BadRequest { field, .. } if field == "era");
+        assert!(is_era, "{refused:?}");
+    }
 }
 
 #[tokio::test]
@@ -197,7 +282,16 @@ async fn a_new_manager_takes_over_while_everybody_serves_and_one_node_is_away() 
     assert_eq!(refused.status.code(), Some(2), "nobody said yes: {}", text(&refused.stderr));
     let tried = adopt(&cluster, &["--force", "--dry-run"]).await;
     assert!(tried.status.success(), "{}", text(&tried.stderr));
-    assert!(text(&tried.stdout).contains("would be adopted: 3 nodes, 6 groups, 128 shards"));
+    let told = text(&tried.stdout);
+    assert!(
+        told.contains("would be adopted: 3 nodes, 6 groups, 128 shards\nreplication: 3\n"),
+        "{told}"
+    );
+    let tried = adopt(&cluster, &["--force", "--dry-run", "--replication", "2"]).await;
+    assert!(text(&tried.stdout).contains("\nreplication: 2\n"), "{}", text(&tried.stderr));
+    let refused = adopt(&cluster, &["--yes", "--force", "--replication", "8"]).await;
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("replication: must be from 1 to 7, got 8"));
     assert_eq!(wait_era(&client, 1).await.incarnation, former.incarnation);
 
     cluster.kill(3).unwrap();
@@ -236,8 +330,81 @@ async fn a_new_manager_takes_over_while_everybody_serves_and_one_node_is_away() 
     assert!(served.get() > 0);
     check_keys(&client).await;
     assert_eq!(seats_now(&client).await, before, "no replica with data came or went");
-    let status = client.status(false).await.unwrap();
-    assert!(status.overview.is_none_or(|overview| overview.era == 2));
+    wait_until("the status has what the new manager says", LONG, || async {
+        let Ok(status) = client.status(false).await else { return false };
+        status.overview.is_some_and(|overview| overview.era == 2)
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn when_no_manager_works_it_needs_no_force_but_a_node_with_that_role() {
+    let roles = ["manager", "manager", "manager", "storage,manager", "storage", "storage"];
+    let roles = roles.map(str::to_owned).to_vec();
+    let layout = Layout { nodes: 6, lanes: 1, roles, ..Layout::default() };
+    let mut cluster = Cluster::start_as(program(), "adopt-unforced", &layout).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    write(&client).await;
+    let before = seats_now(&client).await;
+
+    // Two of the three that vote for the manager are lost for good.
+    cluster.kill(1).unwrap();
+    cluster.kill(2).unwrap();
+    wait_until("the third one does not lead alone", LONG, || async {
+        survey(&cluster, 3).await.is_some_and(|told| told.leads_era == 0)
+    })
+    .await
+    .unwrap();
+    let served = Cell::new(0);
+    let adopted = tokio::select! {
+        () = serve(&client, &served) => panic!("it serves for ever"),
+        adopted = adopt_at(&cluster, 4, &["--yes"]) => adopted,
+    };
+    let told = text(&adopted.stdout);
+    assert!(adopted.status.success(), "{told}{}", text(&adopted.stderr));
+    assert!(told.contains("era 1 -> 2\nadopted: 4 nodes, 3 groups, 128 shards\n"), "{told}");
+    assert!(told.contains("nodes that do not answer, and may come back: 1, 2\n"), "{told}");
+    assert!(told.contains("the manager's group: nodes 3\n"), "{told}");
+    wait_until("all that are left obey the new manager", LONG, || async {
+        one_manager(&cluster, &client, 3..=6).await.is_some_and(|state| state.era == 2)
+    })
+    .await
+    .unwrap();
+    set_down_after(&client, 600_000).await;
+    assert_eq!(seats_now(&client).await, before);
+    check_keys(&client).await;
+
+    // Then those go as well.
+    cluster.kill(3).unwrap();
+    cluster.kill(4).unwrap();
+    let refused = adopt_at(&cluster, 5, &["--yes", "--force"]).await;
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    let why =
+        "no node that answers has the manager role: start one that has it; nothing was changed";
+    assert!(text(&refused.stderr).contains(why), "{}", text(&refused.stderr));
+}
+
+#[tokio::test]
+async fn a_maker_that_dies_goes_on_when_it_is_back_or_gives_way_to_another_one() {
+    let mut cluster = Cluster::start_in_lanes(program(), 3, "adopt-killed", 1).await.unwrap();
+    let client = cluster.client().await.unwrap();
+    write(&client).await;
+    let before = seats_now(&client).await;
+
+    kill_the_maker(&mut cluster).await;
+    cluster.start_node(1).unwrap();
+    assert_eq!(wait_one_manager(&cluster, &client, 2).await.era, 2);
+
+    // Others do not wait for it. Perhaps they take the same era: then the incarnation decides.
+    kill_the_maker(&mut cluster).await;
+    let adopted = adopt_at(&cluster, 2, &["--yes", "--force"]).await;
+    assert!(adopted.status.success(), "{}", text(&adopted.stderr));
+    cluster.start_node(1).unwrap();
+    wait_one_manager(&cluster, &client, 3).await;
+    set_down_after(&client, 600_000).await;
+    assert_eq!(seats_now(&client).await, before);
+    check_keys(&client).await;
 }
 
 #[tokio::test]

@@ -8,11 +8,16 @@
 //! - *Members* come from the committed membership with the highest index that any replica reports,
 //!   else from the newest table.
 //! - *Shards* come from all tables, the higher epoch winning (H7).
-//! - *Lives*: what answers is admitted. A node that is known and does not answer is down, in the life
-//!   that the others remember to be admitted, so that another one does not come back for it (N1). Only
-//!   if nobody remembers any, the first that comes is taken at its word.
+//! - *Lives*: what answers is admitted, unless others remember that its folder was given up for another
+//!   one: then it is named, and nothing is adopted while it is there. A node that is known and does not
+//!   answer is down, in the life that is remembered to be admitted, so that another one does not come
+//!   back for it (N1). Of several memories the one that came with the newest table counts, the export's
+//!   among them. Only if nobody remembers any life, the first that comes is taken at its word; what it
+//!   does not hold by then is lost ([`nodes`](crate::command::nodes)).
 //! - *Lost replicas*: a seat of a node that answers and does not hold the replica, open or closed. It
-//!   died with a former life of the folder, and must not be created again under its id (N1).
+//!   died with a former life of the folder, and must not be created again under its id (N1). What died so
+//!   at a node that does not answer is not known. It is not created either: only the manager of the birth
+//!   has replicas created by its table, and a node tells a later one which of its seats it never held.
 //! - *Nodes*: a node that the export has and a newer table lacks was removed since.
 //! - *Era* is above every one that a node has stored, so that whatever an old manager still says is
 //!   refused (H6). The *incarnation* is new, so that no id is given twice (H5).
@@ -27,18 +32,23 @@
 //! Failure: nodes of different clusters, shards that nobody knows, or an incarnation that was used
 //! before are refused by name; then nothing was changed anywhere.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use annulus_proto::v1;
 use annulus_types::{NodeId, RoutingTable, ShardRoute};
 
 use crate::plan::FIRST_COUNTER;
-use crate::state::{SETTINGS, check, counter_of, id_of, manager_group, new_node, order_members};
+use crate::state::{
+    SETTINGS, StateExt as _, check, counter_of, id_of, manager_group, new_node, order_members,
+};
 
 mod report;
 
 pub use report::{Report, Stray, report};
 
+/// Members of a group where nobody says otherwise, as for a new cluster.
+const REPLICATION: u32 = 3;
 /// Bits of an id below the manager's incarnation.
 const COUNTER_BITS: u32 = 32;
 /// Table versions that a former manager may have given out to nodes that do not answer: more than any
@@ -75,8 +85,11 @@ pub enum AdoptError {
     #[error("no node holds a routing table")]
     NoTable,
     /// Nobody can be the new manager.
-    #[error("no node that answers has the manager role")]
+    #[error("no node that answers has the manager role: start one that has it")]
     NoManager,
+    /// A folder that must not be heard any more (N1).
+    #[error("node {0} answers with a data folder that was given up for another one: stop it")]
+    GivenUp(u32),
     /// What was put together makes no sense.
     #[error("the nodes do not agree: {0}")]
     Nonsense(String),
@@ -101,6 +114,7 @@ pub fn adopt(
     incarnation: u32,
 ) -> Result<v1::ManagerState, AdoptError> {
     let cluster_id = cluster_of_all(told)?;
+    check_lives(told, from)?;
     let tables: Vec<&RoutingTable> = told.iter().filter_map(|told| told.table.as_ref()).collect();
     let newest = tables.iter().max_by_key(|table| table.version).ok_or(AdoptError::NoTable)?;
     let shards = shards_of(&tables)?;
@@ -119,8 +133,6 @@ pub fn adopt(
     }
     let manager = manager_group(incarnation, &managers);
     let counter = manager.members.iter().map(|member| counter_of(member.replica)).max();
-    let voters = |group: &v1::GroupRecord| group.members.iter().filter(|it| !it.learner).count();
-    let largest = groups.iter().map(voters).max().unwrap_or(1);
     let storage = nodes.iter().filter(|node| node.info.as_ref().is_some_and(|i| i.storage)).count();
     let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
     let known_version = from.map_or(0, |from| from.table_version);
@@ -131,7 +143,7 @@ pub fn adopt(
         counter: counter.unwrap_or(0).max(FIRST_COUNTER),
         shards_total: count(shards.len()),
         lanes: from.map_or(count(groups.len().div_ceil(storage.max(1))), |from| from.lanes),
-        replication: from.map_or(count(largest), |from| from.replication),
+        replication: from.map_or(replication_of(&groups, storage), |from| from.replication),
         settings: Some(from.and_then(|from| from.settings).unwrap_or(SETTINGS)),
         table_version: newest.version.0.max(known_version) + VERSION_GAP,
         nodes,
@@ -145,15 +157,29 @@ pub fn adopt(
     Ok(state)
 }
 
+/// How many members a group shall have, as far as the groups tell: what most of them have, the fewer of
+/// two as common ones. A single group may have one more for a moment, while a move replaces a member.
+/// With fewer nodes than the usual number of members all have as many as there are nodes, and the usual
+/// number is taken.
+fn replication_of(groups: &[v1::GroupRecord], storage: usize) -> u32 {
+    let mut having: BTreeMap<usize, usize> = BTreeMap::new();
+    for group in groups {
+        let voters = group.members.iter().filter(|member| !member.learner).count();
+        *having.entry(voters).or_default() += 1;
+    }
+    let common = having.iter().max_by_key(|(voters, groups)| (**groups, Reverse(**voters)));
+    let common =
+        common.map_or(REPLICATION, |(voters, _)| u32::try_from(*voters).unwrap_or(u32::MAX));
+    let has_few_nodes = u32::try_from(storage).is_ok_and(|storage| storage <= common);
+    if has_few_nodes { common.max(REPLICATION) } else { common }
+}
+
 fn cluster_of_all(told: &[Told]) -> Result<bytes::Bytes, AdoptError> {
     let first = told.first().ok_or(AdoptError::Nobody)?;
     let cluster = &first.heartbeat.cluster_id;
     let other = told.iter().find(|told| told.heartbeat.cluster_id != *cluster);
     match other {
-        Some(other) => {
-            let id = other.heartbeat.info.as_ref().map_or(0, |info| info.id);
-            Err(AdoptError::OtherCluster(id))
-        }
+        Some(other) => Err(AdoptError::OtherCluster(teller_of(other))),
         None => Ok(cluster.clone()),
     }
 }
@@ -196,7 +222,9 @@ fn groups_of(
             .iter()
             .flat_map(|table| table.groups.iter().map(move |route| (table.version, route)));
         let of_group = routes.filter(|(_, route)| route.id.0 == id);
-        of_group.max_by_key(|(version, _)| *version).map(|(_, route)| route)
+        // A node's own table lacks its seats of replicas that died with a former life of its folder.
+        let fullest = of_group.max_by_key(|(version, route)| (*version, route.members.len()));
+        fullest.map(|(_, route)| route)
     };
     let mut groups = Vec::new();
     for id in named {
@@ -250,11 +278,53 @@ fn check_unused(
     Ok(())
 }
 
-/// The life of a node that counts, by those who hold the newest table: admissions come with tables.
-fn admitted_life(told: &[Told], node: u32) -> u64 {
-    let remembering = told.iter().filter(|told| told.lives.contains_key(&node));
-    let newest = remembering.max_by_key(|told| told.table.as_ref().map(|table| table.version));
-    newest.and_then(|told| told.lives.get(&node).copied()).unwrap_or(0)
+/// The node that told it; 0 for none, which nobody is.
+fn teller_of(told: &Told) -> u32 {
+    told.heartbeat.info.as_ref().map_or(0, |info| info.id)
+}
+
+/// The version of the table that a node holds; 0 for none.
+fn version_of(told: &Told) -> u64 {
+    told.table.as_ref().map_or(0, |table| table.version.0)
+}
+
+/// The lives of a node that others remember to be admitted, each with the version of the table that the
+/// memory came with: admissions come with tables. The nodes' memories come last.
+fn remembered(
+    told: &[Told],
+    from: Option<&v1::ManagerState>,
+    node: u32,
+) -> impl Iterator<Item = (u64, u64)> {
+    let exported = from.and_then(|from| Some((from.table_version, from.node(node)?.incarnation)));
+    let peers = told.iter().filter(move |told| teller_of(told) != node);
+    let by_peers = peers.filter_map(move |told| Some((version_of(told), *told.lives.get(&node)?)));
+    exported.into_iter().chain(by_peers).filter(|(_, life)| *life != 0)
+}
+
+/// The life of a node that counts, as the newest memory has it; 0 for none.
+fn admitted_life(told: &[Told], from: Option<&v1::ManagerState>, node: u32) -> u64 {
+    let newest = remembered(told, from, node).max_by_key(|(version, _)| *version);
+    newest.map_or(0, |(_, life)| life)
+}
+
+/// Refuses a folder that was given up: another life of its node was admitted by a table that is no older
+/// than its own. The life that was admitted last holds no table from before its admission.
+fn check_lives(told: &[Told], from: Option<&v1::ManagerState>) -> Result<(), AdoptError> {
+    for answering in told {
+        let (id, version) = (teller_of(answering), version_of(answering));
+        let life = answering.heartbeat.incarnation;
+        let memories = remembered(told, from, id);
+        let newest = memories.max_by_key(|(version, admitted)| (*version, *admitted == life));
+        let is_other = |(known, admitted): (u64, u64)| admitted != life && known >= version;
+        let exported = from.and_then(|from| from.node(id));
+        // A removed node stays removed, and is of no consequence.
+        let exported = exported.filter(|node| node.state() != v1::NodeState::Removed);
+        let is_former = exported.is_some_and(|node| node.former.contains(&life));
+        if newest.is_some_and(is_other) || is_former {
+            return Err(AdoptError::GivenUp(id));
+        }
+    }
+    Ok(())
 }
 
 /// Who answers is up; who is only known of is down.
@@ -267,7 +337,7 @@ fn nodes_of(
     let mut nodes: BTreeMap<u32, v1::NodeRecord> = BTreeMap::new();
     for info in newest.nodes.iter().map(v1::NodeInfo::from) {
         let mut record = new_node(info, 0);
-        record.incarnation = admitted_life(told, id_of(&record));
+        record.incarnation = admitted_life(told, from, id_of(&record));
         record.set_state(v1::NodeState::Down);
         record.down_since_ms = 1;
         nodes.insert(id_of(&record), record);
@@ -286,7 +356,7 @@ fn nodes_of(
             } else {
                 record.set_state(v1::NodeState::Down);
                 record.down_since_ms = 1;
-                record.incarnation = admitted_life(told, id);
+                record.incarnation = admitted_life(told, from, id);
                 // What was changed since the export is in the table.
                 record.info = listed.or(record.info);
             }

@@ -14,6 +14,7 @@ use annulus_proto::convert::error_of;
 use annulus_proto::v1;
 use annulus_proto::v1::command_request::Command;
 use annulus_proto::v1::peer_client::PeerClient;
+use annulus_raft::Reign;
 use annulus_runtime::OnEnd;
 use annulus_types::limits::DECODE_BYTES;
 use annulus_types::{Error, ErrorKind, NodeId};
@@ -45,6 +46,14 @@ struct Pushed {
     is_busy: bool,
     /// When the last push ended without success, and in which term.
     failed: Option<(u64, u64)>,
+}
+
+/// In whose name a command is sent (H6).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Speaker {
+    pub reign: Reign,
+    /// Of the leader of group 0.
+    pub term: u64,
 }
 
 /// See the module.
@@ -112,10 +121,10 @@ impl Manager {
     }
 
     /// Sends a command, unless too many are under way.
-    pub(crate) fn send(self: &Arc<Self>, tell: Tell, (era, term): (u64, u64)) {
+    pub(crate) fn send(self: &Arc<Self>, tell: Tell, by: Speaker) {
         let errand = tell.errand();
         {
-            let Ok((mut desk, now)) = self.desk(term) else { return };
+            let Ok((mut desk, now)) = self.desk(by.term) else { return };
             if desk.sight.busy() >= COMMANDS_MOST {
                 return;
             }
@@ -124,7 +133,7 @@ impl Manager {
         let manager = Arc::clone(self);
         self.env.tasks.spawn("manager command", OnEnd::Ignore, async move {
             let limit = limit_of(&tell.command);
-            let called = tokio::time::timeout(limit, manager.call(&tell, (era, term))).await;
+            let called = tokio::time::timeout(limit, manager.call(&tell, by)).await;
             let result = called.unwrap_or_else(|_| {
                 let stage = "waiting for the node".to_owned();
                 Err(Error::unknown(ErrorKind::DeadlineExceeded { stage }))
@@ -134,20 +143,21 @@ impl Manager {
                 let (node, group) = (tell.node, tell.group);
                 tracing::info!(node, group, act = ?errand.act, %error, "a node refused a command");
             }
-            if let Ok((mut desk, now)) = manager.desk(term) {
+            if let Ok((mut desk, now)) = manager.desk(by.term) {
                 desk.sight.answered(errand, result, now.mono_ms);
             }
         });
     }
 
-    async fn call(&self, tell: &Tell, (era, term): (u64, u64)) -> Result<v1::CommandReply, Error> {
+    async fn call(&self, tell: &Tell, by: Speaker) -> Result<v1::CommandReply, Error> {
         let request = v1::CommandRequest {
-            era,
-            term,
+            era: by.reign.era,
+            term: by.term,
             generation: tell.generation,
             node: tell.node,
             incarnation: tell.incarnation,
             group: tell.group,
+            manager_incarnation: by.reign.incarnation,
             command: Some(tell.command),
         };
         let mut client = self.client(tell.node).await?;
@@ -260,7 +270,12 @@ mod tests {
         assert_eq!(admitted(&before), [(1, 7), (2, 7), (3, 7), (4, 7)]);
 
         // Nothing else changes about the node: the same addresses, and the same table.
-        let admit = v1::AdmitNode { info: Some(node_of(2)), incarnation: 8, former_silent: true };
+        let admit = v1::AdmitNode {
+            info: Some(node_of(2)),
+            incarnation: 8,
+            former_silent: true,
+            ..Default::default()
+        };
         put(&mut state, Change::Admit(admit), 5_000).unwrap();
         let after = push_of(&state, &state.nodes[0], 6);
         assert_eq!(admitted(&after), [(1, 7), (2, 8), (3, 7), (4, 7)]);

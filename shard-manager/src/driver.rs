@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use annulus_proto::v1;
 use annulus_proto::v1::manager_command::Command;
-use annulus_raft::{Group, Host};
+use annulus_raft::{Group, Host, Reign};
 use annulus_runtime::Env;
 use annulus_types::{Error, ErrorKind};
 
+use crate::courier::Speaker;
 use crate::executor::{self, Action, Now};
 use crate::machine::ManagerMachine;
 use crate::manager::Manager;
@@ -104,6 +105,7 @@ impl Driver {
     async fn round(&self, state: &Arc<v1::ManagerState>, term: u64, schedule: &mut Schedule) {
         let Ok(found) = self.look(state, term, schedule) else { return };
         self.manager.push_table(state, term, &found.told, found.now.mono_ms);
+        let by = Speaker { reign: Reign { era: state.era, incarnation: state.incarnation }, term };
         let mut skipped = BTreeSet::new();
         for action in found.actions {
             let group = group_of(state, &action);
@@ -111,7 +113,7 @@ impl Driver {
                 continue;
             }
             match action {
-                Action::Tell(tell) => self.manager.send(tell, (state.era, term)),
+                Action::Tell(tell) => self.manager.send(tell, by),
                 Action::Propose(command) => match self.propose(command).await {
                     Ok(()) => {}
                     Err(error) if is_refusal(&error) => skipped.extend(group),

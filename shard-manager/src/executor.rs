@@ -61,8 +61,8 @@
 //! - One group has one move under way. At a node at most [`RESEATS_PER_NODE`] begin; neither nodes
 //!   that are down count nor moves of groups without a leader, which do nothing.
 //! - Before a replica is cancelled, its group's leader confirms that the membership does not hold
-//!   it and is fenced by a higher generation: no addition that is still on its way can succeed
-//!   there.
+//!   it and is fenced by a higher generation, or by a later reign if a former manager gave the
+//!   replica its id: no addition that is still on its way can succeed there.
 //! - A replica is retired or cancelled because its own group does not have it; that the manager
 //!   does not know it is no reason (H4), and neither is impatience.
 //! - No live voter leaves for a newcomer that is not up.

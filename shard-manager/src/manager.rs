@@ -14,7 +14,7 @@ use std::time::Duration;
 use annulus_proto::convert::cluster_of;
 use annulus_proto::v1;
 use annulus_proto::v1::manager_command::Command;
-use annulus_raft::{Group, Host};
+use annulus_raft::{Group, Host, Reign};
 use annulus_runtime::Env;
 use annulus_types::{Error, ErrorKind, Role, ShardId};
 use parking_lot::{Mutex, MutexGuard};
@@ -141,8 +141,9 @@ impl Manager {
             let actual = cluster_of(&state.cluster_id)?;
             return Err(Error::refused(ErrorKind::WrongCluster { actual }));
         }
-        if request.era > state.era {
-            let reason = format!("node knows a manager of era {}", request.era);
+        let told = Reign { era: request.era, incarnation: request.manager_incarnation };
+        if told > (Reign { era: state.era, incarnation: state.incarnation }) {
+            let reason = format!("node knows a manager of {told}");
             return Err(Error::refused(ErrorKind::NotReady { reason }));
         }
         let Some(info) = &request.info else {
@@ -159,7 +160,9 @@ impl Manager {
         let mut judged = (judge(&state), state);
         if judged.0 == Admission::Enter {
             let (info, incarnation) = (Some(info.clone()), request.incarnation);
-            let admit = v1::AdmitNode { info, incarnation, former_silent };
+            let reports = request.groups.iter().chain(&request.absent);
+            let held = reports.map(|report| report.replica).collect();
+            let admit = v1::AdmitNode { info, incarnation, former_silent, held };
             self.propose(Command::Admit(admit)).await?;
             let state = self.state()?;
             judged = (judge(&state), state);

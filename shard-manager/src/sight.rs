@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use annulus_proto::v1;
 use annulus_proto::v1::command_request::Command;
+use annulus_raft::Reign;
 use annulus_types::{Error, ErrorKind};
 
 use crate::state::{StateExt, id_of, is_up};
@@ -55,6 +56,8 @@ struct Heard {
     incarnation: u64,
     at_ms: u64,
     table_version: u64,
+    /// Of the manager that it obeys.
+    reign: Reign,
     /// By replica.
     replicas: BTreeMap<u64, Seen>,
 }
@@ -206,6 +209,7 @@ impl Sight {
         }
         heard.at_ms = now_ms;
         heard.table_version = request.table_version;
+        heard.reign = Reign { era: request.era, incarnation: request.manager_incarnation };
         for seen in replicas.values().filter(|seen| leads(seen)) {
             note_group(&mut self.settled, &mut self.gains, &seen.report, now_ms);
         }
@@ -249,6 +253,16 @@ impl Sight {
         let heard = self.nodes.get(&id_of(node))?;
         let same = heard.incarnation == node.incarnation;
         same.then_some((heard.table_version, heard.at_ms))
+    }
+
+    /// Whether the admitted life of a node told in this term that it obeys the manager of this state, or a
+    /// later one. It has stored that, and begins no command of an earlier one any more (H6).
+    #[must_use]
+    pub fn obeys(&self, state: &v1::ManagerState, node: u32) -> bool {
+        let own = Reign { era: state.era, incarnation: state.incarnation };
+        let heard = self.nodes.get(&node).filter(|heard| heard.reign >= own);
+        let known = state.node(node).map(|node| node.incarnation);
+        heard.is_some_and(|heard| Some(heard.incarnation) == known)
     }
 
     /// What a replica last said, if that was just now.

@@ -40,7 +40,7 @@ const PERHAPS: u8 = 4;
 pub struct AdoptArgs {
     /// Makes a new manager for the nodes of a cluster whose manager has lost its state or its majority. Data
     /// stay where they are and are served all the while
-    #[arg(long, conflicts_with_all = ["shards", "lanes", "replication"])]
+    #[arg(long, conflicts_with_all = ["shards", "lanes"])]
     pub adopt: bool,
     /// With --adopt: what `kvctl manager export` wrote, or a node's manager-era-N.bak; brings back settings
     /// and history. Where the nodes know otherwise they are right
@@ -57,9 +57,15 @@ pub struct AdoptArgs {
     pub yes: bool,
 }
 
-/// Makes the new manager, and returns the exit code. What was adopted goes to standard output.
-pub async fn run(env: &Env, endpoints: &[String], args: &AdoptArgs) -> u8 {
-    match Box::pin(adopt(env, endpoints, args)).await {
+/// Makes the new manager, and returns the exit code. What was adopted goes to standard output. `replication`:
+/// of each group, where it shall not be as the export or the groups have it.
+pub async fn run(
+    env: &Env,
+    endpoints: &[String],
+    args: &AdoptArgs,
+    replication: Option<u32>,
+) -> u8 {
+    match Box::pin(adopt(env, endpoints, args, replication)).await {
         Ok(code) => code,
         Err(error) => {
             let (code, happened) = verdict(&error);
@@ -69,7 +75,12 @@ pub async fn run(env: &Env, endpoints: &[String], args: &AdoptArgs) -> u8 {
     }
 }
 
-async fn adopt(env: &Env, endpoints: &[String], args: &AdoptArgs) -> Result<u8, Error> {
+async fn adopt(
+    env: &Env,
+    endpoints: &[String],
+    args: &AdoptArgs,
+    replication: Option<u32>,
+) -> Result<u8, Error> {
     let Some(first) = endpoints.first() else {
         return Err(Error::bad_request("endpoints", "at least one is needed"));
     };
@@ -82,6 +93,7 @@ async fn adopt(env: &Env, endpoints: &[String], args: &AdoptArgs) -> Result<u8, 
         from: from.into(),
         dry_run: true,
         force: args.force,
+        replication,
     };
     let planned = ask(env, first, request.clone(), ASK_LIMIT).await?;
     let told = in_words(&planned, "would be adopted");
@@ -187,6 +199,7 @@ fn in_words(reply: &v1::AdoptNodesReply, done: &str) -> String {
     say(format_args!("cluster {cluster}: era {} -> {}", reply.era_before, reply.era));
     let (nodes, groups, shards) = (reply.nodes.len(), reply.groups, reply.shards);
     say(format_args!("{done}: {nodes} nodes, {groups} groups, {shards} shards"));
+    say(format_args!("replication: {}", reply.replication));
     say(format_args!("nodes: {}", list(&reply.nodes)));
     if !reply.silent.is_empty() {
         say(format_args!("nodes that do not answer, and may come back: {}", list(&reply.silent)));
@@ -226,12 +239,14 @@ mod tests {
             manager: vec![v1::MemberRoute { node: 1, replica: 5, learner: false }],
             taken: vec!["12 decisions on record".to_owned()],
             overruled: vec!["group 9: no node knows it".to_owned()],
+            replication: 3,
             ..Default::default()
         };
         let told = in_words(&reply, "adopted");
         for line in [
             ": era 1 -> 2\n",
             "adopted: 2 nodes, 12 groups, 128 shards\n",
+            "replication: 3\n",
             "nodes that do not answer, and may come back: 2\n",
             "the manager's group: nodes 1\n",
             "kept without a seat: replica 70 of group 7 on node 3\n",
@@ -260,7 +275,7 @@ mod tests {
             from: Some(dir.path().join("missing")),
             ..AdoptArgs::default()
         };
-        let code = run(&env, &["127.0.0.1:1".to_owned()], &args).await;
+        let code = run(&env, &["127.0.0.1:1".to_owned()], &args, None).await;
         assert_eq!(code, USAGE);
     }
 }

@@ -28,6 +28,8 @@
 //! # Invariants
 //!
 //! - Nobody is appointed before the state is durable at the maker: one reign has one state.
+//! - Two makers that do not see each other may take one era. Their reigns differ by the incarnation, and the
+//!   higher one is obeyed wherever both are known: the other adoption ends, or its manager is put aside.
 //! - A replica is created only in the life of the folder that told its part of the state (N1), and only on a
 //!   node that obeys the reign.
 //! - A node that did not answer in 3 learns of the era from the first peer or manager that it meets. Until
@@ -36,32 +38,36 @@
 //!
 //! # Failure
 //!
-//! Every step is repeated until it is done, also after a crash of the maker, at its next start. It ends without
-//! success when a node obeys a later era, or another manager of this one: somebody has begun another adoption.
-//! Then, or when a member that is to be appointed does not come back, or the maker is lost, the remedy is to
+//! Every step is repeated until it is done, also after a crash of the maker, at its next start. A maker that was
+//! away asks first: others may have begun another adoption meanwhile. An adoption ends without success when a
+//! node has stored a later reign. Then, or when a member that is to be appointed does not come back, or the maker is lost, the remedy is to
 //! ask again: that makes another era. Between 3 and 6 there is no manager, and nothing but managing stands
 //! still.
 
 mod ask;
+mod judge;
 mod member;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_proto::convert::{cluster_bytes, cluster_of};
+use annulus_proto::convert::cluster_bytes;
 use annulus_proto::v1;
 use annulus_raft::Reign;
 use annulus_runtime::OnEnd;
 use annulus_shard_manager::adopt::{AdoptError, Report, Stray, Told, adopt, next_era, report};
-use annulus_shard_manager::state::{StateExt, check, id_of};
-use annulus_types::{ClusterId, Error, ErrorKind, MayHaveApplied, NodeId, RoutingTable};
-use prost::Message as _;
+use annulus_shard_manager::state::{StateExt, id_of};
+use annulus_types::{Error, ErrorKind, MayHaveApplied, NodeId, RoutingTable};
 use tokio::sync::watch;
 
 pub(super) use member::{appoint, begin_era};
 
 use self::ask::{ACT_LIMIT, Ask, Failure, call, gather, resolve};
+use self::judge::{
+    check_majority, check_replication, read_export, refusal, refuse_if_overtaken,
+    refuse_while_managed,
+};
 use super::{Node, birth};
 
 const FILE: &str = "adoption";
@@ -112,32 +118,48 @@ pub(super) fn stored(node: &Node) -> Option<v1::Adoption> {
     (adoption.cluster_id.as_ref() == cluster.0).then_some(adoption)
 }
 
+/// A failure leaves the outcome unknown: what the disk did not confirm may be there at the next start, and the
+/// adoption goes on then.
 fn store(node: &Node, adoption: &v1::Adoption) -> Result<(), Error> {
     let stored = birth::store_message(node, FILE, adoption);
-    stored.map_err(|error| not_ready(format!("storing the adoption: {error}")))
+    stored.map_err(|error| {
+        let reason = format!("storing the adoption: {error}");
+        Error::unknown(ErrorKind::NotReady { reason })
+    })
 }
 
 fn reign_of(adoption: &v1::Adoption) -> Reign {
     Reign { era: adoption.era, incarnation: adoption.incarnation }
 }
 
-/// Whether the new manager has spoken to this node: no other one gives out versions as high.
-fn is_made(node: &Node, state: &v1::ManagerState) -> bool {
-    node.tables.version().0 >= state.table_version
+/// Whether the new manager has spoken to this node: no earlier one gives out versions as high.
+fn is_made(node: &Node, reign: Reign, state: &v1::ManagerState) -> bool {
+    node.fences.reign() == reign && node.tables.version().0 >= state.table_version
 }
 
-/// A maker that finds its adoption unfinished goes on with it, in the background.
+/// A maker that finds its adoption unfinished goes on with it, in the background; one that it knows to be
+/// overtaken it forgets.
 pub(super) fn resume(node: &Arc<Node>) {
     let Some(adoption) = stored(node).filter(|it| it.maker == node.info.id.0) else { return };
-    let known = node.fences.reign();
-    let is_overtaken =
-        known.era > adoption.era || (known.era == adoption.era && known != reign_of(&adoption));
-    if is_overtaken || adoption.state.as_ref().is_some_and(|state| is_made(node, state)) {
+    let reign = reign_of(&adoption);
+    if node.fences.reign() > reign {
+        return drop_file(node, &adoption);
+    }
+    if adoption.state.as_ref().is_some_and(|state| is_made(node, reign, state)) {
         return;
     }
     tracing::info!(era = adoption.era, "the adoption goes on");
     let (progress, _) = watch::channel(Progress::Working(String::new()));
-    node.env.tasks.spawn("adoption", OnEnd::Ignore, pursue(Arc::clone(node), adoption, progress));
+    let pursuing = pursue(Arc::clone(node), adoption, progress, Begun::Before);
+    node.env.tasks.spawn("adoption", OnEnd::Ignore, pursuing);
+}
+
+/// When an adoption began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begun {
+    Now,
+    /// In an earlier run of the maker's process.
+    Before,
 }
 
 /// Makes a new manager, or in a dry run tells what it would begin with. Dropping the future loses the answer,
@@ -152,6 +174,7 @@ pub(super) async fn adopt_nodes(
     };
     let began_us = node.env.clock.monotonic_us();
     let cluster = host.options().cluster;
+    check_replication(request.replication)?;
     let from = read_export(&request.from, cluster)?;
     let (peers, unknown) = resolve(node, &request.endpoints).await;
     let mut replies = Box::pin(gather(node, &peers, None)).await?;
@@ -163,7 +186,7 @@ pub(super) async fn adopt_nodes(
     }
     let told = told_of(&replies)?;
     let era = next_era(&told, from.as_ref());
-    let state = draw(node, &told, from.as_ref(), era)?;
+    let state = draw(node, &told, from.as_ref(), (era, request.replication))?;
     check_majority(&state, request.force)?;
     let planned = reply_of(&told, from.as_ref(), &state);
     let era_before = planned.era_before;
@@ -181,10 +204,12 @@ pub(super) async fn adopt_nodes(
         from,
         forced: request.force,
         state: None,
+        replication: request.replication,
     };
     store(node, &adoption)?;
     let (working, mut progress) = watch::channel(Progress::Working("it has just begun".to_owned()));
-    node.env.tasks.spawn("adoption", OnEnd::Ignore, pursue(Arc::clone(node), adoption, working));
+    let pursuing = pursue(Arc::clone(node), adoption, working, Begun::Now);
+    node.env.tasks.spawn("adoption", OnEnd::Ignore, pursuing);
 
     let spent = Duration::from_micros(node.env.clock.monotonic_us().saturating_sub(began_us));
     let is_over = |progress: &Progress| !matches!(progress, Progress::Working(_));
@@ -207,52 +232,16 @@ pub(super) async fn adopt_nodes(
     }
 }
 
-/// What `ExportManager` returned once; nothing for no bytes.
-fn read_export(bytes: &[u8], cluster: ClusterId) -> Result<Option<v1::ManagerState>, Error> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let refused = |why: String| Error::bad_request("from", why);
-    let exported = v1::ManagerState::decode(bytes)
-        .map_err(|error| refused(format!("is no export of a manager: {error}")))?;
-    check(&exported).map_err(|error| refused(format!("is no export of a manager: {error}")))?;
-    let actual = cluster_of(&exported.cluster_id)?;
-    if actual != cluster {
-        return Err(refused(format!("is of cluster {actual}; these nodes are of {cluster}")));
-    }
-    Ok(Some(exported))
-}
-
-fn refuse_while_managed(replies: &BTreeMap<u32, v1::SurveyReply>) -> Result<(), Error> {
-    match replies.iter().find(|(_, reply)| reply.leads_era != 0) {
-        None => Ok(()),
-        Some((leader, reply)) => {
-            let message = format!(
-                "node {leader} leads the manager of era {}, and a majority of its group follows: \
-                 nothing needs to be adopted. With force it is replaced, and forgets what only it knows",
-                reply.leads_era
-            );
-            Err(Error::bad_request("force", message))
-        }
-    }
-}
-
-/// Who does not answer may obey a manager that did not answer either.
-fn check_majority(state: &v1::ManagerState, forced: bool) -> Result<(), Error> {
-    let count =
-        |wanted: v1::NodeState| state.nodes.iter().filter(|node| node.state() == wanted).count();
-    let (up, down) = (count(v1::NodeState::Up), count(v1::NodeState::Down));
-    if up > down || forced {
-        return Ok(());
-    }
-    Err(not_ready(format!(
-        "{up} of {} nodes answer, which is no majority: start the others, or use force if they are lost",
-        up + down
-    )))
-}
-
-fn refusal(error: &AdoptError) -> Error {
-    Error::bad_request("nodes", error.to_string())
+/// The state of the new manager. `replication`: where another number was asked for than nodes and export know.
+fn state_of(
+    told: &[Told],
+    from: Option<&v1::ManagerState>,
+    reign: Reign,
+    replication: Option<u32>,
+) -> Result<v1::ManagerState, AdoptError> {
+    let state = adopt(told, from, reign.era, reign.incarnation)?;
+    let replication = replication.unwrap_or(state.replication);
+    Ok(v1::ManagerState { replication, ..state })
 }
 
 /// A state for the first incarnation of which nobody knows an id.
@@ -260,12 +249,12 @@ fn draw(
     node: &Node,
     told: &[Told],
     from: Option<&v1::ManagerState>,
-    era: u64,
+    (era, replication): (u64, Option<u32>),
 ) -> Result<v1::ManagerState, Error> {
     let mut last = AdoptError::Nobody;
     for _ in 0..DRAWS {
-        let incarnation = u32::try_from(node.env.random.below(1 << 21)).unwrap_or(0);
-        match adopt(told, from, era, incarnation) {
+        let reign = Reign { era, incarnation: birth::draw_incarnation(node) };
+        match state_of(told, from, reign, replication) {
             Ok(state) => return Ok(state),
             Err(error @ AdoptError::Incarnation(_)) => last = error,
             Err(error) => return Err(refusal(&error)),
@@ -300,6 +289,7 @@ fn reply_of(
         manager: state.manager.as_ref().map(|group| group.members.clone()).unwrap_or_default(),
         taken,
         overruled,
+        replication: state.replication,
     }
 }
 
@@ -315,11 +305,16 @@ fn told_of(replies: &BTreeMap<u32, v1::SurveyReply>) -> Result<Vec<Told>, Error>
 }
 
 /// Goes on with an adoption until its manager works, it is overtaken, or the node stops.
-async fn pursue(node: Arc<Node>, mut adoption: v1::Adoption, progress: watch::Sender<Progress>) {
+async fn pursue(
+    node: Arc<Node>,
+    mut adoption: v1::Adoption,
+    progress: watch::Sender<Progress>,
+    begun: Begun,
+) {
     let era = adoption.era;
     let mut adopted = None;
     while !node.env.tasks.is_stopping() {
-        let step = Box::pin(carry_on(&node, &mut adoption, &mut adopted)).await;
+        let step = Box::pin(carry_on(&node, &mut adoption, &mut adopted, begun)).await;
         match step {
             Ok(true) => {
                 tracing::info!(era, "the new manager works");
@@ -362,14 +357,19 @@ async fn carry_on(
     node: &Arc<Node>,
     adoption: &mut v1::Adoption,
     adopted: &mut Option<Box<v1::AdoptNodesReply>>,
+    begun: Begun,
 ) -> Result<bool, Halt> {
     let reign = reign_of(adoption);
+    if begun == Begun::Before {
+        let replies = Box::pin(gather(node, &adoption.peers, None)).await?;
+        refuse_if_overtaken(&replies, reign)?;
+    }
     node.hear_reign(reign).await?;
     if adoption.state.is_none() {
         let replies = Box::pin(gather(node, &adoption.peers, Some(reign))).await?;
         let told = told_of(&replies)?;
         let from = adoption.from.as_ref();
-        let state = adopt(&told, from, adoption.era, adoption.incarnation)
+        let state = state_of(&told, from, reign, adoption.replication)
             .map_err(|error| Halt::Over(refusal(&error)))?;
         check_majority(&state, adoption.forced)?;
         *adopted = Some(Box::new(reply_of(&told, from, &state)));
@@ -378,7 +378,7 @@ async fn carry_on(
         *adoption = complete;
     }
     let Some(state) = &adoption.state else { return Ok(false) };
-    if is_made(node, state) {
+    if is_made(node, reign, state) {
         return Ok(true);
     }
     Box::pin(appoint_all(node, adoption, state)).await?;
@@ -387,7 +387,9 @@ async fn carry_on(
         table.as_ref().is_some_and(|table| table.version.0 >= state.table_version)
     };
     let held = async { tables.wait_for(is_new).await.is_ok() };
-    Ok(tokio::time::timeout(PAUSE, held).await.unwrap_or(false))
+    let is_held = tokio::time::timeout(PAUSE, held).await.unwrap_or(false);
+    // Another manager's table may be as new.
+    Ok(is_held && is_made(node, reign, state))
 }
 
 async fn appoint_all(

@@ -5,6 +5,9 @@
 //! only when all have, the founder has the replicas of the manager's group created, and initialises
 //! it on exactly one node. All else is that group's own work.
 //!
+//! The groups with data are founded by the first tables of the new manager: they bring the members' replicas
+//! into being. Nothing else does, and no manager of a later era ([`founds`]).
+//!
 //! A node that comes later is no part of a birth: it finds out which cluster the nodes of its join list
 //! belong to, and stores that only when the manager has admitted it (`heartbeat`).
 //!
@@ -29,8 +32,8 @@ use annulus_runtime::disk::{read_file, replace_file};
 use annulus_shard_manager::{founders, table_of};
 use annulus_types::limits::DECODE_BYTES;
 use annulus_types::{
-    ClusterId, Error, ErrorKind, GroupId, MemberRole, MemberRoute, NodeId, NodeInfo, ReplicaId,
-    RoutingTable,
+    ClusterId, Error, ErrorKind, GroupId, GroupRoute, MemberRole, MemberRoute, NodeId, NodeInfo,
+    ReplicaId, RoutingTable,
 };
 use tonic::transport::Channel;
 
@@ -38,6 +41,8 @@ use super::Node;
 
 const FILE: &str = "birth";
 const VERSION: u8 = 1;
+/// Of the manager that a birth makes.
+const FIRST_ERA: u64 = 1;
 /// One call to a peer during the birth.
 const CALL_LIMIT: Duration = Duration::from_secs(2);
 
@@ -77,6 +82,20 @@ pub(super) fn store_message(
 
 fn not_ready(reason: impl Into<String>) -> Error {
     Error::refused(ErrorKind::NotReady { reason: reason.into() })
+}
+
+/// Whether a table of a manager of this era brings the replicas of a group into being: that of the first
+/// manager, while the group is as it was planned. It knows which replicas have died with a folder (N1) and
+/// leaves them out. A later manager may not know that of a node that was away when it was made, and the replica
+/// would come back empty, with a vote.
+pub(super) fn founds(era: u64, route: &GroupRoute) -> bool {
+    era <= FIRST_ERA && route.membership_index == 0
+}
+
+/// Draws a manager's incarnation (H5), 21 bits. Not 0, which stands for one that is not known.
+pub(super) fn draw_incarnation(node: &Node) -> u32 {
+    let others = node.env.random.below((1 << 21) - 1);
+    1 + u32::try_from(others).unwrap_or(0)
 }
 
 async fn peer(node: &Node, addr: &str) -> Result<PeerClient<Channel>, Error> {
@@ -159,8 +178,8 @@ async fn draw_plan(node: &Node, request: &v1::InitRequest) -> Result<v1::Plan, E
     }
     let plan = v1::Plan {
         cluster_id: cluster_bytes(ClusterId(node.env.random.identity())),
-        era: 1,
-        incarnation: u32::try_from(node.env.random.below(1 << 21)).unwrap_or(0),
+        era: FIRST_ERA,
+        incarnation: draw_incarnation(node),
         shards: or(request.shards, 128),
         lanes: or(request.lanes, 4),
         replication: or(request.replication, 3),

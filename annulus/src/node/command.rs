@@ -1,13 +1,16 @@
 //! What the manager tells this node to do about a replica or a group.
 //!
 //! A command is judged before it has any effect: whether it is meant for this node and this life of its
-//! folder (N1), and whether no later manager has spoken about the group (H6, `fences`). Then it is one
+//! folder (N1), whether it comes from the manager that the node obeys, and whether no later leader of it has
+//! spoken about the group (H6, `fences`). Then it is one
 //! call of the Raft host or of the group, bounded by the caller's deadline, and the answer shows the
 //! group as it is afterwards.
 //!
 //! # Invariants
 //!
-//! - The fence of a command is durable before the command has any effect.
+//! - The fence of a command is durable before the command has any effect. It is judged once more when the
+//!   command has waited: for its turn among those of its kind, or for other changes of the node. So when a
+//!   later command of the kind begins, none that is fenced off by it is under way or will be.
 //! - A replica comes into being by `create`, empty, and waits for a leader's log: whatever else it
 //!   holds it got from its group. The birth is durable before the answer.
 //! - A replica ends by `retire` or `cancel`, on the proofs that the host asks for (H4).
@@ -26,7 +29,7 @@ use std::time::Duration;
 
 use annulus_proto::v1;
 use annulus_proto::v1::command_request::Command;
-use annulus_raft::{Change, Group, GroupSpec, Host, MembershipView};
+use annulus_raft::{Change, Group, GroupSpec, Host, MembershipView, Reign};
 use annulus_types::{Error, ErrorKind, GroupId, NodeId, ReplicaId};
 use parking_lot::Mutex;
 
@@ -116,14 +119,16 @@ pub(super) async fn run(
         return Err(Error::bad_request("command", "is missing"));
     };
     let id = GroupId(request.group);
-    let v1::CommandRequest { era, term, generation, .. } = request;
-    obey(&node.fences, id, Fence { era, term, generation }).await?;
+    let v1::CommandRequest { era, manager_incarnation, term, generation, .. } = request;
+    let fence = Fence { reign: Reign { era, incarnation: manager_incarnation }, term, generation };
+    obey(&node.fences, id, fence).await?;
     let kind = kind_of(&command);
     let Some(_under) = node.running.begin(id, kind) else {
         return Err(not_ready(format!("in progress: {kind} of group {id} is under way already")));
     };
+    node.fences.check(id, fence).map_err(|error| refusal(&error))?;
     let limit = limit.unwrap_or_else(|| usual_limit(&command));
-    let done = Box::pin(carry_out(node, &host, id, command, limit)).await?;
+    let done = Box::pin(carry_out(node, &host, (id, fence), command, limit)).await?;
     tracing::info!(group = %id, kind, era, term, generation, "a command of the manager is done");
     let report = host.group(id).map(|group| {
         let membership = done.membership.unwrap_or_else(|| group.membership());
@@ -157,7 +162,7 @@ fn seat_of(seat: Option<v1::Seat>, field: &str) -> Result<(ReplicaId, NodeId), E
 async fn carry_out(
     node: &Arc<Node>,
     host: &Arc<Host>,
-    id: GroupId,
+    (id, fence): (GroupId, Fence),
     command: Command,
     limit: Duration,
 ) -> Result<Done, Error> {
@@ -168,7 +173,7 @@ async fn carry_out(
     let mut done = Done::default();
     match command {
         Command::Create(wanted) => {
-            create(node, host, id, ReplicaId(wanted.replica), limit).await?;
+            create(node, host, (id, fence), ReplicaId(wanted.replica), limit).await?;
         }
         Command::Seed(wanted) => {
             let to = seat_of(wanted.to, "to")?;
@@ -249,7 +254,7 @@ fn change_of(wanted: &v1::ChangeMembership) -> Result<Change, Error> {
 async fn create(
     node: &Arc<Node>,
     host: &Arc<Host>,
-    id: GroupId,
+    (id, fence): (GroupId, Fence),
     replica: ReplicaId,
     limit: Duration,
 ) -> Result<(), Error> {
@@ -259,6 +264,8 @@ async fn create(
     // Only the wait has a limit: an opening is not to be cut short.
     let changing = tokio::time::timeout(limit, node.changing.lock()).await;
     let _changing = changing.map_err(|_| not_ready("the node is busy with other changes"))?;
+    // What was waited for may have been a later manager's beginning.
+    node.fences.check(id, fence).map_err(|error| refusal(&error))?;
     // One that has failed is what the new one is made for; a sound one stays.
     Box::pin(host.make_room(id, replica)).await.map_err(|error| not_ready(error.to_string()))?;
     // What is kept of a replica that was closed knows its state, not that of the new one.
@@ -284,8 +291,6 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
-    use annulus_raft::Reign;
-
     use super::*;
 
     #[test]
@@ -306,8 +311,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(annulus_runtime::RealDisk);
         let fences = Fences::open(disk, dir.path()).unwrap();
-        let fence = |term, generation| Fence { era: 1, term, generation };
-        fences.obey_reign(Reign { era: 1, incarnation: 5 }).unwrap();
+        let reign = Reign { era: 1, incarnation: 5 };
+        let fence = |term, generation| Fence { reign, term, generation };
+        fences.obey_reign(reign).unwrap();
         fences.obey(GroupId(7), fence(5, 3)).unwrap();
         let field = |told| match refusal(&fences.obey(GroupId(7), told).unwrap_err()).kind {
             ErrorKind::BadRequest { field, message } => (field, message),

@@ -1,7 +1,9 @@
 //! Which manager this node obeys, and the end of what it holds of former ones (H6).
 //!
 //! A node learns of a later reign (an era and whose it is) from whoever speaks for it: a push, the answer to a
-//! heartbeat, the ping of a peer, or the node that makes the manager. All of them end here.
+//! heartbeat, the ping of a peer, or the node that makes the manager. All of them end here. Of two managers of
+//! one era the one with the higher incarnation is the later, so that nodes which obey different ones agree as
+//! soon as they meet.
 //!
 //! # The order
 //!
@@ -53,8 +55,7 @@ impl Node {
     /// its end. The present one again changes nothing.
     ///
     /// # Errors
-    /// `BadRequest` on `era` for an earlier one, or another manager of the same one; `NotReady` when a step
-    /// failed: it is tried again.
+    /// `BadRequest` on `era` for an earlier one; `NotReady` when a step failed: it is tried again.
     pub(super) async fn enter_reign(self: &Arc<Self>, reign: Reign) -> Result<(), Error> {
         if reign != self.fences.reign() {
             let fences = Arc::clone(&self.fences);
@@ -130,7 +131,7 @@ pub(super) async fn watch(node: Arc<Node>, host: Arc<Host>) {
             _ = node.env.tasks.stop_requested() => return,
         }
         let (told, known) = (*heard.borrow_and_update(), node.fences.reign());
-        let reign = if told.era > known.era { told } else { known };
+        let reign = told.max(known);
         if reign == known && host.deposed().is_empty() {
             continue;
         }

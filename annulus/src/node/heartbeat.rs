@@ -212,11 +212,11 @@ impl Caller {
             self.node.env.tasks.request_stop("the cluster could not be joined");
             return;
         }
-        if reply.era > self.node.fences.era() {
-            let reign = Reign { era: reply.era, incarnation: reply.manager_incarnation };
-            if let Err(error) = Box::pin(self.node.hear_reign(reign)).await {
-                tracing::warn!(%error, "the manager's era is not stored yet");
-            }
+        let reign = Reign { era: reply.era, incarnation: reply.manager_incarnation };
+        if reign > self.node.fences.reign()
+            && let Err(error) = Box::pin(self.node.hear_reign(reign)).await
+        {
+            tracing::warn!(%error, "the manager's era is not stored yet");
         }
     }
 }

@@ -42,7 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_engine::Engine;
-use annulus_raft::{AddressBook, Host, OnDead, Options};
+use annulus_raft::{AddressBook, Host, OnDead, Options, Reign};
 use annulus_runtime::{Env, Listener, OnEnd};
 use annulus_server::kv::ServingCell;
 use annulus_server::{KvService, RoutesService, ShardMachine, Shards, Tables};
@@ -81,8 +81,8 @@ pub struct Node {
     writer: Mutex<Option<Writer>>,
     /// One at a time: adoption, founding, pushes.
     pub(crate) changing: tokio::sync::Mutex<()>,
-    /// Era and term of the last push.
-    pub(crate) fence: Mutex<(u64, u64)>,
+    /// Reign and term of the last push.
+    pub(crate) fence: Mutex<(Reign, u64)>,
     /// What was obeyed, on disk.
     pub(crate) fences: Arc<fences::Fences>,
     /// Commands of the manager under way.
@@ -170,7 +170,7 @@ impl Node {
             wal,
             writer: Mutex::new(Some(writer)),
             changing: tokio::sync::Mutex::new(()),
-            fence: Mutex::new((fences.era(), 0)),
+            fence: Mutex::new((fences.reign(), 0)),
             fences,
             running: Arc::default(),
             sizes: Mutex::default(),

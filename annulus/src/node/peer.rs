@@ -218,12 +218,12 @@ impl PeerService {
     }
 }
 
-/// Takes the admitted lives that come with the table (N1), creates the replicas that it gives to this
+/// Takes the admitted lives that come with the table (N1), creates the replicas that it founds at this
 /// node, then stores it: a node that says which table it holds says with it that all this is done.
 ///
-/// Only replicas of groups as they were founded (their membership is the first) come about in this way.
-/// All others are the business of a move, which creates them by a command and knows how far it is; the
-/// table shows them afterwards. One that missed the founding is told to the manager (`reports`).
+/// Only replicas that the birth founds ([`birth::founds`]) come about in this way. All others are the business
+/// of a move, which creates them by a command and knows how far it is; the table shows them afterwards. One
+/// that missed the founding is told to the manager (`reports`).
 async fn take_table(node: &Arc<Node>, request: v1::PushRequest) -> Result<v1::PushReply, Error> {
     let not_ready = |reason: String| Error::refused(ErrorKind::NotReady { reason });
     let _changing = node.changing.lock().await;
@@ -248,7 +248,7 @@ async fn take_table(node: &Arc<Node>, request: v1::PushRequest) -> Result<v1::Pu
     let admitted = host.admit(&lives).await;
     admitted.map_err(|error| not_ready(format!("storing who is admitted: {error}")))?;
     node.book.from_table(&table.nodes);
-    for route in table.groups.iter().filter(|route| route.membership_index == 0) {
+    for route in table.groups.iter().filter(|route| birth::founds(reign.era, route)) {
         let own = route.members.iter().find(|member| member.node == node.info.id);
         let Some(own) = own else { continue };
         let found = replicas::founders_if_home(&table, route.id, node.info.id, own.replica);
@@ -273,14 +273,14 @@ async fn take_table(node: &Arc<Node>, request: v1::PushRequest) -> Result<v1::Pu
     Ok(v1::PushReply { table_version: node.tables.version().0 })
 }
 
-/// A manager that is behind another one, by its era or in its era by its term, is not listened to (H6).
+/// A manager that is behind another one, by its reign or in its reign by its term, is not listened to (H6).
 /// Called under `changing`.
 async fn obey(node: &Arc<Node>, reign: Reign, term: u64) -> Result<(), Error> {
     Box::pin(node.enter_reign(reign)).await?;
     let mut fence = node.fence.lock();
-    if (reign.era, term) < *fence {
+    if (reign, term) < *fence {
         return Err(Error::bad_request("term", "a later manager has spoken"));
     }
-    *fence = (reign.era, term);
+    *fence = (reign, term);
     Ok(())
 }

@@ -4,20 +4,20 @@
 //! kept; all else is as of now.
 //!
 //! A replica that stays closed is told with its reason, so that the manager replaces it. So is a seat
-//! that the table gives to this node and that nothing here ever was: the table alone brings replicas
-//! into being only while their group is as founded (see `take_table`), so one that missed that moment
-//! is replaced like a damaged one.
+//! that the table gives to this node and that nothing here ever was: the table alone brings replicas into
+//! being only at the birth ([`birth::founds`]), so one that missed that moment, or died with a former life of
+//! the folder, is replaced like a damaged one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use annulus_proto::convert::cluster_bytes;
 use annulus_proto::v1;
-use annulus_raft::{Group, Host, MembershipView};
+use annulus_raft::{Group, Host, MembershipView, Reign};
 use annulus_types::{ClusterId, GroupId, NodeId, ReplicaId, RoutingTable};
 use annulus_wal::StreamId;
 
-use super::Node;
+use super::{Node, birth};
 
 /// Sizes that are older are read again, microseconds.
 const SIZES_US: u64 = 5_000_000;
@@ -90,6 +90,7 @@ impl Node {
     /// The heartbeat of a node that belongs to no cluster yet, or of one that holds nothing.
     pub(super) fn bare_heartbeat(&self, cluster: ClusterId) -> v1::HeartbeatRequest {
         let identity = self.folder.lock().identity();
+        let Reign { era, incarnation } = self.fences.reign();
         v1::HeartbeatRequest {
             cluster_id: cluster_bytes(cluster),
             info: Some((&self.info).into()),
@@ -98,7 +99,8 @@ impl Node {
             table_version: self.tables.version().0,
             groups: Vec::new(),
             absent: Vec::new(),
-            era: self.fences.era(),
+            era,
+            manager_incarnation: incarnation,
         }
     }
 
@@ -109,7 +111,7 @@ impl Node {
         let reports = groups.iter().map(|group| self.report(group, group.membership()));
         let closed = host.absent();
         let missing = match self.tables.current() {
-            Some(table) => missed(&table, self.info.id, &streams(host)),
+            Some(table) => missed(&table, self.info.id, &streams(host), self.fences.reign().era),
             None => Vec::new(),
         };
         let why = "the table gives it to this node, and it never was here";
@@ -131,15 +133,16 @@ fn streams(host: &Host) -> BTreeSet<StreamId> {
     host.wal().streams().into_iter().chain(host.wal().tombstones()).collect()
 }
 
-/// Seats that the table gives to `node` in groups that have moved on since they were founded, and
-/// that the folder has never known. Those of groups as founded are created when the table is taken.
+/// Seats that the table gives to `node`, that the folder has never known, and that no table of the manager of
+/// this era brings into being.
 fn missed(
     table: &RoutingTable,
     node: NodeId,
     known: &BTreeSet<StreamId>,
+    era: u64,
 ) -> Vec<(GroupId, ReplicaId)> {
-    let moved = table.groups.iter().filter(|route| route.membership_index > 0);
-    let seats = moved.flat_map(|route| {
+    let kept = table.groups.iter().filter(|route| !birth::founds(era, route));
+    let seats = kept.flat_map(|route| {
         let own = route.members.iter().filter(move |member| member.node == node);
         own.map(move |member| (route.id, member.replica))
     });
@@ -157,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seat_that_never_was_here_is_missed_once_its_group_has_moved_on() {
+    fn a_seat_that_never_was_here_is_missed_when_no_table_founds_it_any_more() {
         let member = |node: u32| MemberRoute {
             node: NodeId(node),
             replica: ReplicaId(u64::from(10 + node)),
@@ -175,8 +178,10 @@ mod tests {
         let groups = vec![group(1, 0), group(2, 9), group(3, 9)];
         let table = RoutingTable { groups, ..RoutingTable::default() };
         let known = BTreeSet::from([stream(GroupId(3), ReplicaId(12))]);
-        let missing = missed(&table, NodeId(2), &known);
-        assert_eq!(missing, [(GroupId(2), ReplicaId(12))]);
-        assert!(missed(&table, NodeId(3), &known).is_empty());
+        let missing = missed(&table, NodeId(2), &known, 1);
+        assert_eq!(missing, [(GroupId(2), ReplicaId(12))], "the first group is founded");
+        let missing = missed(&table, NodeId(2), &known, 2);
+        assert_eq!(missing, [(GroupId(1), ReplicaId(12)), (GroupId(2), ReplicaId(12))]);
+        assert!(missed(&table, NodeId(3), &known, 2).is_empty());
     }
 }

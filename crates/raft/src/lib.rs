@@ -58,7 +58,7 @@ pub use machine::{Applying, FileSpec, Import, Machine};
 pub use membership::{Change, MembershipView, SeatView};
 pub use options::{BadTiming, OnDead, Options, Timing};
 pub use packer::Proposed;
-pub use reign::Reign;
+pub use reign::{Reign, UNKNOWN_INCARNATION};
 pub use serve::FrameStream;
 pub use traffic::MoveTraffic;
 pub use verify::{Compared, Comparison, Verdict};

@@ -2,7 +2,9 @@
 //!
 //! The manager's group keeps its id for ever, so that its replicas are told apart by the *reign* that they
 //! belong to: an era, and the manager's incarnation in it, which is the upper part of its replicas' ids
-//! (H5). A manager that is made anew has a later era and another incarnation.
+//! (H5). A manager that is made anew has a later era and another incarnation. Two that are made at the same
+//! time, by nodes that do not see each other, may have one era: then the higher incarnation is the later reign.
+//! So any two reigns are ordered, in the same way on every node, and one manager is left wherever nodes meet.
 //!
 //! Owns the reign that the host goes by, and the latest that any peer told of. Which reign that is, and that
 //! it is stored before it counts, is decided by whoever owns the host ([`Host::enter_reign`]). So is what
@@ -10,7 +12,7 @@
 //!
 //! # Invariants
 //!
-//! - A host never goes back to an earlier era.
+//! - A host never goes back to an earlier reign.
 //! - From the moment on at which it has entered a reign, no replica of another one is opened, and none on
 //!   another node is heard (`serve`).
 //! - Every ping and every answer to one tells the reign (`Options::about`), so that a node that was away
@@ -18,7 +20,10 @@
 //!
 //! # Failure
 //!
-//! A host that was told no reign yet (era 0) opens and hears all: there was one manager only.
+//! A host that was told no reign yet (era 0), or does not know whose era it is (incarnation 0, as it was stored
+//! by the first version of `fences`), opens and hears all: there was one manager only.
+
+use std::fmt;
 
 use annulus_proto::v1;
 use annulus_types::{GroupId, ReplicaId};
@@ -30,13 +35,22 @@ use crate::host::Host;
 /// Bits of a replica's id below the manager's incarnation (H5).
 const COUNTER_BITS: u32 = 32;
 
-/// An era and whose it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Stands for a manager of which only the era is known. None draws it.
+pub const UNKNOWN_INCARNATION: u32 = 0;
+
+/// An era and whose it is. The order of the fields is the order of comparison.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reign {
     /// Of the manager; 0 before the first.
     pub era: u64,
     /// Of the manager, 21 bits.
     pub incarnation: u32,
+}
+
+impl fmt::Display for Reign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "era {} of incarnation {}", self.era, self.incarnation)
+    }
 }
 
 impl Reign {
@@ -48,7 +62,8 @@ impl Reign {
     /// Whether a replica of the manager's group belongs to it.
     #[must_use]
     pub fn admits(self, replica: ReplicaId) -> bool {
-        self.era == 0 || replica.0 >> COUNTER_BITS == u64::from(self.incarnation)
+        self.incarnation == UNKNOWN_INCARNATION
+            || replica.0 >> COUNTER_BITS == u64::from(self.incarnation)
     }
 }
 
@@ -71,18 +86,16 @@ impl Reigns {
         *self.own.lock()
     }
 
-    /// Goes by this one from now on, unless it is of an earlier era.
+    /// Goes by this one from now on, unless it is an earlier one.
     pub(crate) fn enter(&self, reign: Reign) {
         let mut own = self.own.lock();
-        if reign.era >= own.era {
-            *own = reign;
-        }
+        *own = reign.max(*own);
     }
 
     /// A peer that is heard told this one.
     pub(crate) fn hear(&self, told: Reign) {
         self.heard.send_if_modified(|heard| {
-            let is_later = told.era > heard.era;
+            let is_later = told > *heard;
             if is_later {
                 *heard = told;
             }
@@ -98,8 +111,8 @@ impl Host {
         self.options.reigns.own()
     }
 
-    /// Goes by this reign from now on, unless it is of an earlier era. The caller has stored it. What is held
-    /// of former reigns is in [`Host::deposed`].
+    /// Goes by this reign from now on, unless it is an earlier one. The caller has stored it. What is held of
+    /// former reigns is in [`Host::deposed`].
     pub fn enter_reign(&self, reign: Reign) {
         self.options.reigns.enter(reign);
     }

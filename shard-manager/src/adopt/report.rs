@@ -69,7 +69,11 @@ fn taken(from: &v1::ManagerState, state: &v1::ManagerState) -> Vec<String> {
     let rebalance = if rebalance_manual { "manual" } else { "auto" };
     let mut taken = vec![
         format!("settings: down_after_ms {down_after_ms}, rebalance {rebalance}, paused {paused}"),
-        format!("lanes {}, replication {}", state.lanes, state.replication),
+        if state.replication == from.replication {
+            format!("lanes {}, replication {}", from.lanes, from.replication)
+        } else {
+            format!("lanes {}", from.lanes)
+        },
         format!("{} decisions on record", from.history.len()),
     ];
     let draining = state.nodes.iter().filter(|node| node.draining);

@@ -35,6 +35,21 @@ fn seat(member: &v1::MemberRoute) -> v1::SeatReport {
     v1::SeatReport { node, replica, voter: !learner, matched: 0 }
 }
 
+/// The replicas with a seat on a node in groups with data, ascending.
+fn seats_on(state: &v1::ManagerState, node: u32) -> Vec<u64> {
+    let members = state.groups.iter().flat_map(|group| &group.members);
+    let mut seats: Vec<u64> =
+        members.filter(|member| member.node == node).map(|it| it.replica).collect();
+    seats.sort_unstable();
+    seats
+}
+
+/// Node 3 knocks with a life of its folder, which holds these replicas.
+fn admit(state: &mut v1::ManagerState, incarnation: u64, held: Vec<u64>) {
+    let admit = v1::AdmitNode { info: Some(node_of(3)), incarnation, former_silent: false, held };
+    crate::testing::put(state, v1::manager_command::Command::Admit(admit), 5).unwrap();
+}
+
 fn nodes_of(members: &[v1::MemberRoute]) -> Vec<u32> {
     members.iter().map(|member| member.node).collect()
 }
@@ -97,11 +112,76 @@ fn who_does_not_answer_is_down_and_may_come_back_with_its_seats() {
     let mut after = adopt(&some, None, 4, 6).unwrap();
     let absent = after.node(3).unwrap();
     assert_eq!((absent.state(), absent.incarnation), (v1::NodeState::Down, 0));
-    let admit = v1::AdmitNode { info: Some(node_of(3)), incarnation: 7, former_silent: false };
-    crate::testing::put(&mut after, v1::manager_command::Command::Admit(admit), 5).unwrap();
+    // The first that comes is let in. A wiped one would be an empty voter: what it lacks is lost.
+    let mut held = seats_on(&after, 3);
+    let gone = held.remove(0);
+    admit(&mut after, 7, held);
     let back = after.node(3).unwrap();
     assert_eq!((back.state(), back.incarnation), (v1::NodeState::Up, 7));
-    assert!(back.lost.is_empty() && back.former.is_empty());
+    assert_eq!((&back.lost, back.former.is_empty()), (&vec![gone], true));
+}
+
+#[test]
+fn an_export_may_remember_the_life_of_a_node_that_was_away() {
+    let before = from_plan(&plan_of(4)).unwrap();
+    let mut some: Vec<Told> = [1, 2, 4].map(|id| told(&before, id)).into();
+    some.iter_mut().for_each(|told| told.lives.clear());
+    let mut after = adopt(&some, Some(&before), 4, 6).unwrap();
+    assert_eq!(after.node(3).unwrap().incarnation, 7);
+    let held = seats_on(&after, 3);
+    admit(&mut after, 8, held.clone());
+    let back = after.node(3).unwrap();
+    assert_eq!((back.incarnation, &back.lost), (8, &held), "another life holds nothing of them");
+    // What came with a newer table counts.
+    for told in &mut some {
+        told.table.as_mut().unwrap().version = TableVersion(5);
+        told.lives.insert(3, 9);
+    }
+    let after = adopt(&some, Some(&before), 4, 6).unwrap();
+    assert_eq!(after.node(3).unwrap().incarnation, 9);
+}
+
+#[test]
+fn a_folder_that_was_given_up_is_refused_by_name() {
+    let before = from_plan(&plan_of(4)).unwrap();
+    let mut all: Vec<Told> = (1..=4).map(|id| told(&before, id)).collect();
+    let refused = Err(AdoptError::GivenUp(3));
+    for at in [0, 1, 3] {
+        all[at].lives.insert(3, 8);
+    }
+    assert_eq!(adopt(&all, None, 4, 6), refused);
+    // One that was away remembers what was before.
+    for at in [0, 1] {
+        all[at].table.as_mut().unwrap().version = TableVersion(5);
+    }
+    all[3].lives.insert(3, 7);
+    assert_eq!(adopt(&all, None, 4, 6), refused);
+    // Who holds a newer table than those who remember otherwise was admitted after that.
+    all[2].table.as_mut().unwrap().version = TableVersion(6);
+    assert_eq!(adopt(&all, None, 4, 6).unwrap().node(3).unwrap().incarnation, 7);
+
+    let all: Vec<Told> = (1..=4).map(|id| told(&before, id)).collect();
+    let mut exported = before;
+    (exported.nodes[2].incarnation, exported.nodes[2].former) = (8, vec![7]);
+    assert_eq!(adopt(&all, Some(&exported), 4, 6), refused);
+}
+
+#[test]
+fn a_table_that_lacks_lost_seats_of_its_node_is_not_taken_for_the_whole() {
+    let before = from_plan(&plan_of(4)).unwrap();
+    let mut all: Vec<Told> = (1..=4).map(|id| told(&before, id)).collect();
+    let group = before.groups[0].clone();
+    for told in &mut all {
+        told.heartbeat.groups.retain(|report| report.group != group.id);
+        let own = told.heartbeat.info.as_ref().unwrap().id;
+        let routes = &mut told.table.as_mut().unwrap().groups;
+        let route = routes.iter_mut().find(|route| route.id.0 == group.id).unwrap();
+        route.members.retain(|member| member.node.0 != own);
+    }
+    let node = (1..=4).find(|id| group.members.iter().all(|it| it.node != *id)).unwrap();
+    let after = adopt(&all, None, 4, 6).unwrap();
+    let members = &after.group(group.id).unwrap().members;
+    assert_eq!(members.len(), 3, "as node {node} knows it");
 }
 
 #[test]
@@ -109,16 +189,11 @@ fn another_life_of_a_node_that_was_away_does_not_come_back_for_it() {
     let before = from_plan(&plan_of(4)).unwrap();
     let some: Vec<Told> = [1, 2, 4].map(|id| told(&before, id)).into();
     let mut after = adopt(&some, None, 4, 6).unwrap();
-    let admit = v1::AdmitNode { info: Some(node_of(3)), incarnation: 8, former_silent: false };
-    crate::testing::put(&mut after, v1::manager_command::Command::Admit(admit), 5).unwrap();
+    admit(&mut after, 8, Vec::new());
     let back = after.node(3).unwrap();
     assert_eq!((back.incarnation, &back.former), (8, &vec![7]));
-    let seats = |node: u32| {
-        let groups = after.groups.iter().flat_map(|group| &group.members);
-        groups.filter(|member| member.node == node).map(|it| it.replica).collect::<Vec<u64>>()
-    };
-    assert!(seats(3).iter().all(|replica| after.is_lost(*replica)));
-    assert!(seats(4).iter().all(|replica| !after.is_lost(*replica)));
+    assert!(seats_on(&after, 3).iter().all(|replica| after.is_lost(*replica)));
+    assert!(seats_on(&after, 4).iter().all(|replica| !after.is_lost(*replica)));
 }
 
 #[test]
@@ -220,4 +295,28 @@ fn what_does_not_fit_together_is_refused() {
         told.table.as_mut().unwrap().shards.remove(5);
     }
     assert_eq!(adopt(&holes, None, 4, 6), Err(AdoptError::Slice(5)));
+}
+
+#[test]
+fn replication_is_what_most_groups_have_and_no_less_than_usual_for_want_of_nodes() {
+    let groups = |voters: &[usize]| -> Vec<v1::GroupRecord> {
+        let member = |at: usize| v1::MemberRoute { node: at as u32, ..Default::default() };
+        let group = |voters: &usize| v1::GroupRecord {
+            members: (1..=*voters).map(member).collect(),
+            ..Default::default()
+        };
+        voters.iter().map(group).collect()
+    };
+    for (voters, nodes, expected) in [
+        (vec![3, 4, 3], 4, 3),
+        (vec![5, 5, 4], 9, 5),
+        (vec![4, 3], 4, 3),
+        (vec![2, 2], 2, 3),
+        (vec![1], 1, 3),
+        // Chosen so: there would be nodes for more.
+        (vec![2, 2], 5, 2),
+        (vec![5, 5], 5, 5),
+    ] {
+        assert_eq!(replication_of(&groups(&voters), nodes), expected, "{voters:?} on {nodes}");
+    }
 }

@@ -2,7 +2,9 @@
 //!
 //! One life per node id. Another one is let in only when the admitted life is down or silent; from
 //! then on the former is refused for ever, and the replicas that it held are lost, whatever their
-//! disk may say: a wiped node under its old replica ids would be an empty voter.
+//! disk may say: a wiped node under its old replica ids would be an empty voter. Of a node of which
+//! nobody remembers the admitted life (a manager that was made anew) the first life that comes is let
+//! in; what it does not hold then is lost, for it may be a wiped one.
 
 use annulus_proto::v1;
 use annulus_proto::v1::node_change::Change as Wanted;
@@ -115,9 +117,15 @@ pub(super) fn admit(change: &mut Change, admit: &v1::AdmitNode) -> Result<(), Re
     next.info = Some(updated(&known, told));
     next.set_state(v1::NodeState::Up);
     next.down_since_ms = 0;
-    let (what, why) = if known.incarnation == admit.incarnation || known.incarnation == 0 {
+    let (what, why) = if known.incarnation == admit.incarnation {
         let why = if is_up(&known) { "its description changed" } else { "it is heard again" };
         (format!("node {id} is up at {addr}"), why)
+    } else if known.incarnation == 0 {
+        let seats = held_by(&change.state, id).into_iter();
+        next.lost.extend(seats.filter(|replica| !admit.held.contains(replica)));
+        next.lost.sort_unstable();
+        next.lost.dedup();
+        (format!("node {id} is up at {addr}"), "nobody remembers which data folder it had")
     } else {
         next.former.push(known.incarnation);
         next.lost.extend(held_by(&change.state, id));

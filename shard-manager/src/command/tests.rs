@@ -17,7 +17,12 @@ fn cluster(nodes: u32) -> v1::ManagerState {
 }
 
 fn admit(id: u32, incarnation: u64, former_silent: bool) -> Command {
-    Command::Admit(v1::AdmitNode { info: Some(node_of(id)), incarnation, former_silent })
+    Command::Admit(v1::AdmitNode {
+        info: Some(node_of(id)),
+        incarnation,
+        former_silent,
+        ..Default::default()
+    })
 }
 
 fn silent(node: u32) -> Command {
@@ -113,7 +118,12 @@ fn the_table_counts_exactly_when_it_changes() {
     // Zone and weight of a known node are not its own to change.
     moved.zone = "x".to_owned();
     moved.weight = 900;
-    let admit = v1::AdmitNode { info: Some(moved), incarnation: 7, former_silent: false };
+    let admit = v1::AdmitNode {
+        info: Some(moved),
+        incarnation: 7,
+        former_silent: false,
+        ..Default::default()
+    };
     put(&mut state, Command::Admit(admit), NOW).unwrap();
     assert_eq!(state.table_version, 2);
     let info = state.node(2).unwrap().info.clone().unwrap();

@@ -11,10 +11,31 @@
 //! learner without a move is removed (H6). A replica that a node reports and nobody expects is one
 //! of three things. Its group's membership holds it: then it is a member, and becomes known by
 //! that. The committed, uniform membership of its group does not hold it: then it is destroyed on
-//! the proof that its node gets from the group itself, or, if it never was a member and this
-//! manager gave it its id, it is cancelled like the newcomer of a move. Or nobody can tell: then it
-//! stays, and a decision says so once. That the manager's table does not know a replica is never a
-//! reason (H4).
+//! the proof that its node gets from the group itself, or, if it never was a member, it is cancelled
+//! like the newcomer of a move. Or nobody can tell: then it stays, and a decision says so once. That
+//! the manager's table does not know a replica is never a reason (H4).
+//!
+//! # What a former manager has begun
+//!
+//! A manager that was made anew knows nothing of the moves of the one before. A replica that was made for
+//! one of them, and did not become a member, would stay for ever, and keep every other one of its group
+//! from its node. It is cancelled as well, and this is why no vote is lost by that:
+//!
+//! - *Its node* destroys it only if its own log and state, which must be whole, show no membership that
+//!   ever held it. A replica is given a vote only after its digest at an entry was compared, so by then it
+//!   holds the earlier entry that made it a learner. So one that has a vote, or that a command on its way
+//!   could still give one, is not destroyed.
+//! - *Its group's leader* has confirmed just before, by a strict read, that the membership does not hold
+//!   it. The command for that is of this reign, which fences off every earlier one at that node; what of
+//!   them was under way there has ended, for a node carries out one change of a group at a time.
+//! - *Every node that votes* in the group has told that it obeys this reign, or a later one: no command of a
+//!   former manager begins at any of them any more, whoever leads next. What a former leader has appended
+//!   stands in the log of the present one, so that the read shows it, or is lost.
+//!
+//! What is left is a change that a former leader began before, and that its group takes only when it leads
+//! again: a learner without a replica, which is removed like any that no move wants.
+//!
+//! # Replicas that cannot tell
 //!
 //! A replica whose log or state is lost cannot tell when it had a seat, so its node cannot tell which
 //! membership is later. For an id that this manager gave it names one itself: the settled membership
@@ -130,16 +151,27 @@ impl Round<'_> {
         let command = Command::Retire(v1::RetireReplica { replica, membership_index });
         let tell = self.tell(seen.node, record, command);
         let Asked::Failed = self.ask(tell, CLEAR_RETRY_MS) else { return };
-        // Its node has no proof. Perhaps it never was a member, as only this manager can know.
-        if !is_own {
-            return self
-                .note(seen, "its group does not have it, and its node has no proof of that");
+        // Its node has no proof. Perhaps it never was a member.
+        let mut voters = report.seats.iter().filter(|seat| seat.voter);
+        if !is_own && !voters.all(|seat| self.sight.obeys(self.state, seat.node)) {
+            let why = "its group does not have it, its node has no proof of that, and a voter may obey \
+                       a former manager";
+            return self.note(seen, why);
         }
         let seat = v1::MemberRoute { node: seen.node, replica, learner: false };
         if self.is_let_go(seat, record, leader) {
             let command = Command::Cancel(v1::CancelReplica { replica });
             let tell = self.tell(seen.node, record, command);
-            self.ask(tell, CLEAR_RETRY_MS);
+            let is_closed = seen.absent || !seen.report.halted.is_empty();
+            if let Asked::Failed = self.ask(tell, CLEAR_RETRY_MS)
+                && is_closed
+                && !is_own
+            {
+                self.note(
+                    seen,
+                    "its group does not have it, and what it was does not read any more",
+                );
+            }
         }
     }
 

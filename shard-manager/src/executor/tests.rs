@@ -469,6 +469,8 @@ fn a_replica_that_nobody_expects_is_retired_cancelled_or_left_alone() {
     for replica in [unused, foreign] {
         world.plant(left.node, group, replica);
     }
+    let voter = world.state.groups[0].home;
+    world.unaware.insert(voter);
     for _ in 0..120 {
         turn(&mut world);
     }
@@ -478,6 +480,12 @@ fn a_replica_that_nobody_expects_is_retired_cancelled_or_left_alone() {
     assert!(held.contains_key(&foreign), "left alone");
     let told = world.state.history.iter().filter(|d| d.what.contains(&foreign.to_string()));
     assert_eq!(told.count(), 1);
+    // No voter obeys the one any more that made it.
+    world.unaware.clear();
+    for _ in 0..60 {
+        turn(&mut world);
+    }
+    assert!(!world.nodes[&left.node].replicas.contains_key(&foreign), "cancelled");
 }
 
 #[test]

@@ -13,7 +13,12 @@ fn cluster(nodes: u32) -> v1::ManagerState {
 }
 
 fn join(state: &mut v1::ManagerState, id: u32) {
-    let admit = v1::AdmitNode { info: Some(node_of(id)), incarnation: 7, former_silent: false };
+    let admit = v1::AdmitNode {
+        info: Some(node_of(id)),
+        incarnation: 7,
+        former_silent: false,
+        ..Default::default()
+    };
     put(state, Change::Admit(admit), NOW).unwrap();
 }
 

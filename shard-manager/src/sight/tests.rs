@@ -180,3 +180,24 @@ fn a_group_is_settled_as_long_as_a_leader_says_that_no_change_is_half_done() {
     assert_eq!(tell(false, false, 3_000), 2_000);
     assert_eq!(tell(true, false, 4_000), 0);
 }
+
+#[test]
+fn a_node_obeys_this_manager_once_its_admitted_life_has_told_so() {
+    let state = cluster();
+    let own = state.incarnation;
+    let mut sight = Sight::new(0);
+    assert!(!sight.obeys(&state, 1));
+    let mut tell = |era: u64, manager_incarnation: u32, incarnation: u64| {
+        let told = v1::HeartbeatRequest {
+            era,
+            manager_incarnation,
+            incarnation,
+            ..heartbeat(1, Vec::new())
+        };
+        sight.hear(&told, 1_000);
+        sight.obeys(&state, 1)
+    };
+    assert!(!tell(0, 0, 7) && !tell(1, 0, 7) && !tell(1, own - 1, 7));
+    assert!(tell(1, own, 7) && tell(1, own + 1, 7) && tell(2, 1, 7));
+    assert!(!tell(2, 1, 8), "another life");
+}

@@ -182,6 +182,8 @@ impl Process {
             groups: reports.collect(),
             absent: absent.collect(),
             era: self.obeyed.era(),
+            // Eras alone tell its managers apart.
+            manager_incarnation: 0,
         }
     }
 

@@ -18,7 +18,7 @@ use super::cluster::{TestCluster, until};
 use super::registers::Registers;
 use crate::host::{GroupSpec, HostError};
 use crate::options::WeakenHost;
-use crate::reign::Reign;
+use crate::reign::{Reign, UNKNOWN_INCARNATION};
 
 const FORMER: Reign = Reign { era: 1, incarnation: 7 };
 const PRESENT: Reign = Reign { era: 2, incarnation: 9 };
@@ -61,6 +61,40 @@ async fn a_later_reign_is_told_by_pings_and_none_is_left_for_an_earlier_one() {
     assert_eq!(cluster.host(2).reign(), Reign::default(), "it is not stored there");
     cluster.host(1).enter_reign(FORMER);
     assert_eq!(cluster.host(1).reign(), PRESENT);
+}
+
+#[test]
+fn whose_era_it_is_may_not_be_known() {
+    let unknown = Reign { era: 1, incarnation: UNKNOWN_INCARNATION };
+    assert!(
+        unknown.admits(replica_in(FORMER, 1)) && Reign::default().admits(replica_in(FORMER, 1))
+    );
+    assert!(FORMER.admits(replica_in(FORMER, 1)) && !FORMER.admits(replica_in(PRESENT, 1)));
+    assert!(Reign::default() < unknown && unknown < FORMER && FORMER < PRESENT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_managers_of_one_era_the_higher_incarnation_is_left() {
+    let cluster = Box::pin(TestCluster::new(3, 134, WeakenHost::default())).await;
+    let rival = Reign { incarnation: PRESENT.incarnation + 2, ..PRESENT };
+    let host = cluster.host(2);
+    host.enter_reign(PRESENT);
+    let own = replica_in(PRESENT, 2);
+    open(&cluster, own).await.expect("nobody knows of the other one");
+    cluster.host(1).enter_reign(rival);
+    let hears = |node: u32, reign: Reign| {
+        let heard = cluster.host(node).heard_reign();
+        let told = *heard.borrow();
+        told == reign
+    };
+    // Node 3 hears of both, in any order.
+    until("all have heard of it", || hears(2, rival) && hears(3, rival)).await;
+    host.enter_reign(rival);
+    assert_eq!(host.deposed(), [own]);
+    host.enter_reign(PRESENT);
+    cluster.host(1).enter_reign(PRESENT);
+    assert_eq!((host.reign(), cluster.host(1).reign()), (rival, rival));
+    assert_eq!(host.depose(own).await, Ok(()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -277,6 +277,19 @@ fn a_replica_whose_log_is_lost_is_destroyed_when_its_group_does_not_have_it() {
 }
 
 #[test]
+fn what_a_former_manager_has_begun_is_cleared_up() {
+    use MoveState::{CatchUp, Create, Seed, Verify};
+    for state in [Create, Seed, CatchUp, Verify] {
+        let (mut world, group, _, to) = stopped_in(state, 2);
+        let is_there = |world: &World| world.nodes[&to.node].replicas.contains_key(&to.replica);
+        until(&mut world, 5_000, is_there);
+        world.replace_manager();
+        until(&mut world, 30_000, is_clean);
+        assert!(!is_there(&world) && !voters(&world, group).contains(&to.node), "{state:?}");
+    }
+}
+
+#[test]
 fn a_group_without_a_leader_holds_up_no_home_no_move_and_no_plan() {
     let (mut world, group, id, _) = stopped_in(MoveState::CatchUp, 2);
     world.leaderless.insert(group);

@@ -84,6 +84,8 @@ pub struct World {
     pub buried: BTreeSet<u32>,
     /// So many entries a replica takes in a tick, where that is not all.
     pub slow: BTreeMap<u64, u64>,
+    /// Nodes that obey a former manager still.
+    pub unaware: BTreeSet<u32>,
 }
 
 fn refused(reason: &str) -> Error {
@@ -111,6 +113,7 @@ impl World {
             leaderless: BTreeSet::new(),
             buried: BTreeSet::new(),
             slow: BTreeMap::new(),
+            unaware: BTreeSet::new(),
             state,
         };
         for id in 1..=nodes {
@@ -289,6 +292,17 @@ impl World {
         self.sight = Sight::new(self.now.mono_ms);
     }
 
+    /// A manager is made anew, and knows of no move.
+    pub fn replace_manager(&mut self) {
+        self.change_manager();
+        self.state.era += 1;
+        self.state.incarnation += 1;
+        self.state.moves.clear();
+        for group in &mut self.state.groups {
+            group.generation = 0;
+        }
+    }
+
     fn report(&self, replica: u64, held: &Replica) -> v1::GroupReport {
         let group = &self.groups[&held.group];
         let leads = group.leader == replica && self.leader_node(held.group).is_some();
@@ -329,16 +343,20 @@ impl World {
         let former_silent = self.sight.silent_ms(known, self.now.mono_ms) >= FORMER_MS;
         if admission(&self.state, &info, life, former_silent) == Admission::Enter {
             let info = Some(info.clone());
-            let admit = v1::AdmitNode { info, incarnation: life, former_silent };
+            let admit =
+                v1::AdmitNode { info, incarnation: life, former_silent, ..Default::default() };
             self.propose(Change::Admit(admit));
         }
         if admission(&self.state, &info, life, former_silent) == Admission::Known {
             let replicas = &self.nodes[&id].replicas;
             let groups = replicas.iter().map(|(id, held)| self.report(*id, held)).collect();
+            let era = if self.unaware.contains(&id) { 0 } else { self.state.era };
             let request = v1::HeartbeatRequest {
                 info: Some(info),
                 incarnation: life,
                 groups,
+                era,
+                manager_incarnation: self.state.incarnation,
                 ..Default::default()
             };
             self.sight.hear(&request, self.now.mono_ms);
