@@ -308,7 +308,8 @@ fn admitted_life(told: &[Told], from: Option<&v1::ManagerState>, node: u32) -> u
 }
 
 /// Refuses a folder that was given up: another life of its node was admitted by a table that is no older
-/// than its own. The life that was admitted last holds no table from before its admission.
+/// than its own. The life that was admitted last holds no table from before its admission. One that holds
+/// no table and no replica is new, and comes in place of a folder that was lost.
 fn check_lives(told: &[Told], from: Option<&v1::ManagerState>) -> Result<(), AdoptError> {
     for answering in told {
         let (id, version) = (teller_of(answering), version_of(answering));
@@ -320,7 +321,10 @@ fn check_lives(told: &[Told], from: Option<&v1::ManagerState>) -> Result<(), Ado
         // A removed node stays removed, and is of no consequence.
         let exported = exported.filter(|node| node.state() != v1::NodeState::Removed);
         let is_former = exported.is_some_and(|node| node.former.contains(&life));
-        if newest.is_some_and(is_other) || is_former {
+        let tells = &answering.heartbeat;
+        let is_new =
+            answering.table.is_none() && tells.groups.is_empty() && tells.absent.is_empty();
+        if (!is_new && newest.is_some_and(is_other)) || is_former {
             return Err(AdoptError::GivenUp(id));
         }
     }

@@ -36,7 +36,8 @@
 //! | the success of a command | is undone when it fails for [`PATIENCE_MS`]; RETIRE is done then |
 //! | progress of the learner | is undone after [`STALL_MS`]; a copy that goes on is waited for |
 //! | who takes leadership over | after [`PATIENCE_MS`], all voters tried: is undone, or ends |
-//! | a majority without who leaves | ends |
+//! | a sound newcomer, in SWAP | is undone after [`PATIENCE_MS`]; ends when who came votes already |
+//! | enough live members without who leaves, where nobody comes | ends |
 //! | anything, in UNDO | ends after [`PATIENCE_MS`] |
 //!
 //! CREATE and SEED, where nothing was asked of the group, end at once instead of being undone when it
@@ -52,7 +53,8 @@
 //!
 //! No move holds up another group: one whose group has no leader takes no room at its nodes, plans are
 //! made around it ([`schedule`](crate::schedule)), and homes of other groups lead. What is planned
-//! waits for its turn and for a leader of its group for ever, and takes nothing from anybody.
+//! waits for its turn, and for a leader of its group with a settled membership that is stored, for ever,
+//! and takes nothing from anybody.
 //!
 //! # Invariants
 //!
@@ -65,11 +67,18 @@
 //!   replica its id: no addition that is still on its way can succeed there.
 //! - A replica is retired or cancelled because its own group does not have it; that the manager
 //!   does not know it is no reason (H4), and neither is impatience.
-//! - No live voter leaves for a newcomer that is not up.
+//! - No live voter leaves for a newcomer whose node does not report it just now, or reports that it serves
+//!   nothing.
+//! - Where nobody comes for who leaves, as many live voters stay as the group should have: the number of
+//!   members falls only when there are not enough nodes. (The manager's own group may be drained to fewer,
+//!   H9; a majority stays there, too.)
 //!
-//! `reseat` and `leads` hold the states, `undo` the way back, `strays` what is left over from moves
-//! that ended while a node was away and from changes whose leader died.
+//! `reseat` and `leads` hold the states, `health` whom a group can count on, `undo` the way back, `strays`
+//! what is left over from moves that ended while a node was away and from changes whose leader died,
+//! `floors` what `strays` cannot clear up.
 
+mod floors;
+mod health;
 mod leads;
 mod reseat;
 mod strays;
@@ -84,6 +93,7 @@ use annulus_proto::v1::{MoveKind, MoveState};
 
 use crate::sight::{Seen, Sight, Standing, Tell};
 use crate::state::{StateExt, is_up, order_members, seat_of, seats_on};
+use health::Spares;
 
 /// Reseats that may be under way at a node, coming and going.
 pub const RESEATS_PER_NODE: usize = 2;
@@ -132,9 +142,10 @@ pub fn next(state: &v1::ManagerState, sight: &Sight, now: Now) -> Vec<Action> {
     for step in state.running().filter(|step| !observed.contains(&step.group)) {
         round.go_on(step);
     }
-    round.begin();
+    round.begin(&observed);
     round.lead_at_home();
     round.clear_up(&observed);
+    round.tell_of_unproved(&observed);
     round.actions
 }
 
@@ -213,8 +224,9 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Begins planned moves: the most urgent first, one of a group at a time and in its order.
-    fn begin(&mut self) {
+    /// Begins planned moves: the most urgent first, one of a group at a time and in its order. Only on a
+    /// settled membership that is stored: those that are `observed` come next time.
+    fn begin(&mut self, observed: &BTreeSet<u64>) {
         if self.state.settings().paused {
             return;
         }
@@ -229,19 +241,10 @@ impl<'a> Round<'a> {
         let mut planned: Vec<&'a v1::Move> = self.state.unfinished().filter(planned).collect();
         planned.sort_by_key(|step| (step.priority, step.id));
         for step in planned {
-            if !taken.insert(step.group) {
+            if !taken.insert(step.group) || observed.contains(&step.group) {
                 continue;
             }
-            if let Err(why) = self.premise(step) {
-                self.advance(step, MoveState::Cancelled, &why);
-                continue;
-            }
-            if self.newcomer(step) == Newcomer::Silent {
-                self.wait(step, "its node to come back");
-                continue;
-            }
-            if self.leader(step.group).is_none() {
-                self.wait(step, "a leader of the group");
+            if !self.is_ready(step) {
                 continue;
             }
             let nodes = self.loaded(step);
@@ -255,6 +258,34 @@ impl<'a> Round<'a> {
             let first = if comes { MoveState::Create } else { MoveState::Lead };
             self.advance(step, first, "it is its turn");
         }
+    }
+
+    /// Whether a planned move can begin as far as its group and its nodes go; says what is waited for if
+    /// not, or cancels it.
+    fn is_ready(&mut self, step: &v1::Move) -> bool {
+        let waits = match self.premise(step) {
+            Err(why) => {
+                self.advance(step, MoveState::Cancelled, &why);
+                return false;
+            }
+            Ok(()) if self.newcomer(step) == Newcomer::Silent => "its node to come back",
+            Ok(()) => match self.leader(step.group).map(|leader| &leader.report) {
+                None => "a leader of the group",
+                Some(report) if report.joint || !report.membership_committed => {
+                    "the membership to settle"
+                }
+                Some(report) => match self.spares(step, report) {
+                    Spares::Yes => return true,
+                    Spares::Unheard => "the other voters to be heard",
+                    Spares::No(why) => {
+                        self.advance(step, MoveState::Cancelled, why);
+                        return false;
+                    }
+                },
+            },
+        };
+        self.wait(step, waits);
+        false
     }
 
     /// Whether a planned move still makes sense.

@@ -11,10 +11,11 @@
 //! [`driver`] put it to work.
 //!
 //! Reading order: [`plan`] (from the plan of a birth to a table), [`state`], [`command`],
-//! [`machine`], [`sight`], [`executor`], [`planner`], [`planning`], [`voters`], [`schedule`],
+//! [`machine`], [`sight`], [`executor`], [`planner`], [`planning`], [`voters`], `backoff`, [`schedule`],
 //! [`manager`], `operators`, `courier`, [`driver`], [`adopt`] (a manager that lost its memory).
 
 pub mod adopt;
+mod backoff;
 pub mod command;
 mod courier;
 pub mod driver;

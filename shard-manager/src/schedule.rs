@@ -5,7 +5,7 @@
 //! that are not over have waited for longer than [`PATIENCE_MS`], or will change no members any more:
 //! no move blocks plans for other groups. The steps of groups that have a move are left out then (see
 //! [`planning`](crate::planning)), and what was left out comes to its turn: such a group is planned
-//! for when its move is over, because its members or its moves have changed then. When the *nodes*
+//! for when its own moves are over, whatever those of others still wait for. When the *nodes*
 //! change while moves of a plan still wait for their turn, these are given up: a repair must not wait
 //! behind an hour of rebalancing, and what was planned for other nodes may make no sense. Moves that
 //! have begun complete.
@@ -14,8 +14,9 @@
 //! by the weights and zones that an operator applied ([`Figures::Applied`]). With
 //! `rebalance_manual` only repair and drain start. While moves are paused nothing is planned.
 //!
-//! A move that failed by itself is planned again after half a minute. One that an operator
-//! cancelled is not, until something changes.
+//! A move that failed by itself is planned again after half a minute, and later and later when it fails
+//! again (see `backoff`); until then its group's steps before it are planned, and no others of the group:
+//! a later one may lean on it. One that an operator cancelled is not, until something changes.
 //!
 //! The memory here belongs to one term and is only a memory of what was looked at: a new leader
 //! plans once more than needed, and the same.
@@ -26,13 +27,12 @@ use annulus_proto::v1;
 use annulus_proto::v1::manager_command::Command as Change;
 use annulus_proto::v1::{MoveState, NodeState};
 
+use crate::backoff::{Backoff, GIVEN_UP};
 use crate::executor::PATIENCE_MS;
 use crate::planning::{Figures, is_dead, plan};
 use crate::state::{StateExt, is_up};
 use crate::voters;
 
-/// After this a move that failed is planned again, milliseconds of the group's time.
-const AGAIN_MS: u64 = 30_000;
 /// Less urgent steps wait for an operator with `rebalance_manual`: repair is 0, drain 1.
 const REBALANCE: u32 = 2;
 
@@ -102,8 +102,8 @@ pub struct Schedule {
     basis: Option<Basis>,
     is_due: bool,
     planned_ms: u64,
-    /// The last plan was made around unfinished moves.
-    left_out: bool,
+    /// Groups that had unfinished moves when the last plan was made, and have had some ever since.
+    left_out: BTreeSet<u64>,
 }
 
 impl Schedule {
@@ -121,8 +121,10 @@ impl Schedule {
         if before.as_ref() != Some(&basis) {
             self.is_due = true;
         }
-        if self.left_out && state.unfinished().next().is_none() {
-            (self.left_out, self.is_due) = (false, true);
+        let moving: BTreeSet<u64> = state.unfinished().map(|step| step.group).collect();
+        if !self.left_out.is_subset(&moving) {
+            self.left_out.retain(|group| moving.contains(group));
+            self.is_due = true;
         }
         if before.is_some_and(|before| before.differs_from(&basis)) {
             let given_up = give_up(state);
@@ -130,7 +132,11 @@ impl Schedule {
                 return given_up;
             }
         }
-        if state.settings().paused || (!self.is_due && !self.shall_try_again(state, now_ms)) {
+        if state.settings().paused {
+            return Vec::new();
+        }
+        let backoff = Backoff::of(state);
+        if !self.is_due && !backoff.has_ended_since(self.planned_ms, now_ms) {
             return Vec::new();
         }
         if !state.unfinished().all(|step| has_waited(state, step, now_ms)) {
@@ -142,15 +148,12 @@ impl Schedule {
         for unmet in &planned.unmet {
             tracing::info!(%unmet, "a plan cannot reach everything");
         }
-        let voters = voters::next_step(state, damaged, now_ms);
-        let is_free = |group: u64| state.unfinished().all(|step| step.group != group);
+        let voters = voters::next_due(state, damaged, now_ms, &backoff);
         let mut steps: Vec<v1::Move> =
-            voters.into_iter().filter(|step| is_free(step.group)).collect();
+            voters.into_iter().filter(|step| !moving.contains(&step.group)).collect();
         steps.extend(planned.steps);
-        if state.unfinished().next().is_some() {
-            // What was left out is planned when nothing is in the way.
-            self.left_out = true;
-        }
+        self.left_out = moving;
+        backoff.hold_back(&mut steps, now_ms);
         if state.settings().rebalance_manual {
             steps.retain(|step| step.priority < REBALANCE);
         }
@@ -171,13 +174,6 @@ impl Schedule {
     pub fn again(&mut self) {
         self.is_due = true;
     }
-
-    fn shall_try_again(&self, state: &v1::ManagerState, now_ms: u64) -> bool {
-        let failed = state.moves.iter().any(|step| {
-            step.state() == MoveState::Cancelled && !step.cancel && step.ended_ms >= self.planned_ms
-        });
-        failed && now_ms.saturating_sub(self.planned_ms) >= AGAIN_MS
-    }
 }
 
 /// Whether a move is in the way of plans no longer: what is left of it changes no members that a plan
@@ -192,17 +188,20 @@ fn has_waited(state: &v1::ManagerState, step: &v1::Move, now_ms: u64) -> bool {
     waits && now_ms.saturating_sub(state.entered_ms(step)) >= PATIENCE_MS
 }
 
-/// Moves of plans that have not begun.
+/// Gives the moves of plans up that have not begun; the last first, since a member that does not come takes
+/// with it what follows.
 fn give_up(state: &v1::ManagerState) -> Vec<v1::ManagerCommand> {
-    state
-        .unfinished()
-        .filter(|step| step.state() == MoveState::Planned && step.plan != 0)
+    let waiting = |step: &&v1::Move| step.state() == MoveState::Planned && step.plan != 0;
+    let mut waiting: Vec<&v1::Move> = state.unfinished().filter(waiting).collect();
+    waiting.reverse();
+    waiting
+        .into_iter()
         .map(|step| {
             let change = Change::Advance(v1::AdvanceMove {
                 id: step.id,
                 expected: step.state,
                 next: MoveState::Cancelled.into(),
-                why: "the nodes changed since it was planned".to_owned(),
+                why: GIVEN_UP.to_owned(),
                 ..Default::default()
             });
             v1::ManagerCommand { command: Some(change) }

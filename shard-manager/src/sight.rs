@@ -169,7 +169,7 @@ struct Gain {
     /// Of the leader that tells it.
     term: u64,
     matched: u64,
-    /// When it came there.
+    /// When it came there, or last lacked nothing.
     at_ms: u64,
 }
 
@@ -211,7 +211,7 @@ impl Sight {
         heard.table_version = request.table_version;
         heard.reign = Reign { era: request.era, incarnation: request.manager_incarnation };
         for seen in replicas.values().filter(|seen| leads(seen)) {
-            note_group(&mut self.settled, &mut self.gains, &seen.report, now_ms);
+            note_group(&mut self.settled, &mut self.gains, seen);
         }
         heard.replicas = replicas;
     }
@@ -231,8 +231,8 @@ impl Sight {
         now_ms.saturating_sub(self.settled.get(&group).copied().unwrap_or(self.since_ms))
     }
 
-    /// How long the group's leader has not seen this learner hold more than before; 0 for one that
-    /// no leader told of.
+    /// How long the group's leader has not seen this learner hold more than before, nor all that there
+    /// was before; 0 for one that no leader told of.
     #[must_use]
     pub fn stalled_ms(&self, group: u64, replica: u64, now_ms: u64) -> u64 {
         let gain = self.gains.get(&(group, replica));
@@ -348,7 +348,7 @@ impl Sight {
             let before = heard.replicas.get(&report.replica);
             let seen = see(before, report, (errand.node, false), now_ms);
             if leads(&seen) {
-                note_group(&mut self.settled, &mut self.gains, &seen.report, now_ms);
+                note_group(&mut self.settled, &mut self.gains, &seen);
             }
             heard.replicas.insert(report.replica, seen);
         }
@@ -399,9 +399,9 @@ fn goes_on(act: Act, error: &Error) -> bool {
 fn note_group(
     settled: &mut BTreeMap<u64, u64>,
     gains: &mut BTreeMap<(u64, u64), Gain>,
-    report: &v1::GroupReport,
-    now_ms: u64,
+    seen: &Seen,
 ) {
+    let (report, now_ms) = (&seen.report, seen.at_ms);
     let (group, term) = (report.group, report.term);
     if report.membership_committed && !report.joint {
         settled.insert(group, now_ms);
@@ -412,8 +412,10 @@ fn note_group(
     for seat in report.seats.iter().filter(|seat| !seat.voter) {
         let now = Gain { term, matched: seat.matched, at_ms: now_ms };
         let known = gains.entry((group, seat.replica)).or_insert(now);
-        // Another leader has to find out first how far it is.
-        if known.term != term || seat.matched > known.matched {
+        // Another leader has to find out first how far it is. Who lacks nothing that was there when the
+        // leader spoke before has nothing to take: in an idle group that is no stall.
+        let has_all = seen.earlier_index > 0 && seat.matched >= seen.earlier_index;
+        if known.term != term || seat.matched > known.matched || has_all {
             *known = now;
         }
     }

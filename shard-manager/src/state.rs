@@ -143,6 +143,11 @@ pub fn is_ended(state: v1::MoveState) -> bool {
     matches!(state, v1::MoveState::Done | v1::MoveState::Cancelled)
 }
 
+/// The node that a move is most about.
+pub(crate) fn main_node(step: &v1::Move) -> u32 {
+    step.to.or(step.from).map_or(0, |seat| seat.node)
+}
+
 /// The seat of a replica in a group.
 #[must_use]
 pub fn seat_of(group: &v1::GroupRecord, replica: u64) -> Option<v1::MemberRoute> {

@@ -6,27 +6,45 @@
 //! damaged, when it is drained, has no manager role any more, or is down for `down_after_ms`. Zones
 //! count when one is chosen: one voter per zone where that is possible.
 //!
-//! One step at a time; the next follows from what the group then is.
+//! One step at a time; the next follows from what the group then is. A step that failed waits its time (see
+//! `backoff`), and the next candidate is taken meanwhile: one that fails for ever holds up no other. While
+//! all that could come in somebody's place wait, he stays.
 
 use std::collections::BTreeSet;
 
 use annulus_proto::v1;
 
+use crate::backoff::Backoff;
 use crate::planning::is_dead;
 use crate::state::{StateExt, id_of, is_up, seats_on};
 use crate::voter_count;
 
-/// The next step of the manager's group; `None` when it is as it should be, or cannot be helped.
+/// The next step of the manager's group, whatever has failed before; `None` when it is as it should be, or
+/// cannot be helped.
 #[must_use]
 pub fn next_step(
     state: &v1::ManagerState,
     damaged: &BTreeSet<u64>,
     now_ms: u64,
 ) -> Option<v1::Move> {
+    next_due(state, damaged, now_ms, &Backoff::default())
+}
+
+/// The next step that may be taken now.
+#[must_use]
+pub(crate) fn next_due(
+    state: &v1::ManagerState,
+    damaged: &BTreeSet<u64>,
+    now_ms: u64,
+    backoff: &Backoff,
+) -> Option<v1::Move> {
+    let is_due = |step: &v1::Move| !backoff.holds(step, now_ms);
     let group = state.group(0)?;
     let fit: Vec<&v1::NodeRecord> = state.nodes.iter().filter(|node| is_fit(node)).collect();
     let fresh: Vec<&v1::NodeRecord> =
         fit.iter().copied().filter(|node| seats_on(group, id_of(node)).next().is_none()).collect();
+    let able: Vec<&v1::NodeRecord> =
+        fresh.iter().copied().filter(|node| is_due(&step(None, Some(id_of(node)), ""))).collect();
     let voters: Vec<v1::MemberRoute> =
         group.members.iter().copied().filter(|member| !member.learner).collect();
     for from in &voters {
@@ -38,26 +56,33 @@ pub fn next_step(
             node.draining || !role || is_dead(state, node, now_ms)
         });
         if is_bad && is_fit_here {
-            return Some(step(Some(*from), Some(from.node), "the replica is damaged or lost"));
+            let in_place = step(Some(*from), Some(from.node), "the replica is damaged or lost");
+            if is_due(&in_place) {
+                return Some(in_place);
+            }
+            continue;
         }
         if !is_bad && !is_wanted_off {
             continue;
         }
         let rest: Vec<u32> =
             voters.iter().filter(|voter| voter.replica != from.replica).map(|v| v.node).collect();
-        if let Some(to) = best(state, &fresh, &rest) {
+        if let Some(to) = best(state, &able, &rest) {
             let rule = "its node is drained, gone, or no manager any more";
             return Some(step(Some(*from), Some(to), rule));
         }
         // A dead one may come back; who is to go does go, as long as others vote.
-        let leaves = node.is_some_and(|node| is_up(node) && is_wanted_off);
+        let leaves = node.is_some_and(|node| is_up(node) && is_wanted_off) && fresh.is_empty();
         if leaves && rest.iter().any(|other| state.node(*other).is_some_and(is_up)) {
-            return Some(step(Some(*from), None, "its node is drained, or no manager any more"));
+            let leaving = step(Some(*from), None, "its node is drained, or no manager any more");
+            if is_due(&leaving) {
+                return Some(leaving);
+            }
         }
     }
     if voters.len() < voter_count(fit.len()) {
         let nodes: Vec<u32> = voters.iter().map(|voter| voter.node).collect();
-        let to = best(state, &fresh, &nodes)?;
+        let to = best(state, &able, &nodes)?;
         let rule = format!("{} of {} voters are there", voters.len(), voter_count(fit.len()));
         return Some(step(None, Some(to), &rule));
     }
@@ -156,6 +181,47 @@ mod tests {
         let state = from_plan(&plan_of(5)).unwrap();
         let damaged = BTreeSet::from([state.group(0).unwrap().members[1].replica]);
         assert_eq!(nodes(&next_step(&state, &damaged, 0).unwrap()), (2, 2));
+    }
+
+    /// A step like this has failed.
+    fn failed(state: &mut v1::ManagerState, step: &v1::Move, ended_ms: u64) {
+        let mut failed = v1::Move { id: ended_ms, ended_ms, ..step.clone() };
+        failed.set_state(v1::MoveState::Cancelled);
+        state.moves.push(failed);
+    }
+
+    #[test]
+    fn a_step_that_fails_for_ever_holds_up_no_other() {
+        let mut state = from_plan(&plan_of(5)).unwrap();
+        let members = state.group(0).unwrap().members.clone();
+        let damaged = BTreeSet::from([members[0].replica, members[1].replica]);
+        let due = |state: &v1::ManagerState, now_ms| {
+            next_due(state, &damaged, now_ms, &Backoff::of(state)).map(|step| nodes(&step))
+        };
+        assert_eq!(due(&state, 1_000), Some((1, 1)));
+        let first = next_step(&state, &damaged, 1_000).unwrap();
+        failed(&mut state, &first, 1_000);
+        assert_eq!(due(&state, 1_001), Some((2, 2)));
+        assert_eq!(due(&state, 31_000), Some((1, 1)));
+        // What is wanted does not change by that.
+        assert_eq!(next_step(&state, &damaged, 1_001), Some(first));
+    }
+
+    #[test]
+    fn a_stand_by_that_fails_is_passed_over_and_a_voter_stays_while_all_wait() {
+        let mut state = from_plan(&plan_of(5)).unwrap();
+        state.nodes[0].draining = true;
+        let due = |state: &v1::ManagerState, now_ms| {
+            next_due(state, &none(), now_ms, &Backoff::of(state))
+        };
+        for (at_ms, node) in [(1_000, 4), (2_000, 5)] {
+            let step = due(&state, at_ms).unwrap();
+            assert_eq!(nodes(&step), (1, node));
+            failed(&mut state, &step, at_ms);
+        }
+        // It is not drained away without a successor while there are any.
+        assert_eq!(due(&state, 3_000), None);
+        assert_eq!(nodes(&due(&state, 31_000).unwrap()), (1, 4));
     }
 
     #[test]

@@ -37,7 +37,7 @@ use annulus_runtime::BootTime;
 use annulus_types::ReplicaId;
 use annulus_wal::{EntryId, Vote};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Rules that a test switches off to see that it matters. Only tests of this crate can make one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -237,6 +237,29 @@ impl Core {
         Some(all)
     }
 
+    /// Who keeps a config of `configs` from a majority of voters that confirmed a frame which left at
+    /// `since` or later; nobody when each of them has one. `None` when this replica does not lead under
+    /// `vote`, or is latched and hears no confirms any more.
+    fn silent(
+        &self,
+        vote: Vote,
+        configs: &[BTreeSet<ReplicaId>],
+        since: BootTime,
+    ) -> Option<BTreeSet<ReplicaId>> {
+        let leading = self.leading.as_ref().filter(|it| it.vote == vote && !it.latched)?;
+        let is_silent = |id: &ReplicaId| {
+            *id != self.me && leading.confirmed.get(id).is_none_or(|moment| *moment < since)
+        };
+        let mut silent = BTreeSet::new();
+        for config in configs {
+            let missing: BTreeSet<ReplicaId> = config.iter().copied().filter(is_silent).collect();
+            if 2 * (config.len() - missing.len()) <= config.len() {
+                silent.extend(missing);
+            }
+        }
+        Some(silent)
+    }
+
     /// Whether a frame may be sent now (R1 a, silence): a leader that no quorum has answered for one
     /// lease would renew its followers' promise for ever and nobody could be elected.
     pub(crate) fn may_send(&self, now: BootTime) -> bool {
@@ -280,6 +303,8 @@ pub(crate) struct Gate {
     vouched_us: AtomicU64,
     published: AtomicU64,
     view: watch::Sender<View>,
+    /// Woken by every change of the core, also by one that the view does not show.
+    changed: Notify,
 }
 
 impl Gate {
@@ -290,6 +315,7 @@ impl Gate {
             vouched_us: AtomicU64::new(0),
             published: AtomicU64::new(0),
             view: watch::Sender::new(View::default()),
+            changed: Notify::new(),
         }
     }
 
@@ -307,7 +333,28 @@ impl Gate {
             *current = view;
             differs
         });
+        self.changed.notify_waiters();
         result
+    }
+
+    /// Waits for the next change of the core, from this call on, not from the first poll.
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> {
+        self.changed.notified()
+    }
+
+    /// See [`Core::silent`]. What others confirm counts for a membership that is not appended yet, too.
+    pub(crate) fn silent(
+        &self,
+        vote: Vote,
+        configs: &[BTreeSet<ReplicaId>],
+        since: BootTime,
+    ) -> Option<BTreeSet<ReplicaId>> {
+        self.core.lock().silent(vote, configs, since)
+    }
+
+    /// The followers' promise, and so how long their silence is borne.
+    pub(crate) fn lease(&self) -> Duration {
+        self.core.lock().lease.lease
     }
 
     pub(crate) fn may_send(&self, now: BootTime) -> bool {

@@ -21,6 +21,9 @@
 //! - Only a leader whose gate is open changes anything, and only if the membership in force is the one
 //!   that the caller saw (H6): each entry is proposed under the condition that the one before it is still
 //!   the last membership. Another index is refused, and nothing has happened then.
+//! - Other voters are proposed only if a majority of them, and of the present ones, confirms a frame that
+//!   left after the call: a joint membership whose second half does not answer could neither be finished
+//!   nor left. One that was left behind is finished all the same, since the gate counts both halves.
 //! - A leader is never removed from its own seat: in the joint membership it could lead on, and then
 //!   leads without a vote (H3). It is told to give leadership away first, also where it would only finish
 //!   what another began.
@@ -202,9 +205,10 @@ impl Group {
     /// # Errors
     /// `BadRequest` on `membership_index` when another membership is in force (H6), unless what is asked
     /// for is so already; on another field when it makes no sense in this membership. `NotReady` when
-    /// leadership must leave first, or another change is under way. `NotLeader`, `NoQuorum`: this replica
-    /// does not lead, or its gate is shut. Nothing has happened, unless the error says that it may have:
-    /// the caller looks again then, as after `OutcomeUnknown` and a deadline.
+    /// leadership must leave first, another change is under way, or too few of the voters that there would
+    /// be answer within a lease; it names who is silent. `NotLeader`, `NoQuorum`: this replica does not lead,
+    /// or its gate is shut. Nothing has happened, unless the error says that it may have: the caller looks
+    /// again then, as after `OutcomeUnknown` and a deadline.
     pub async fn change_membership(
         &self,
         expected_index: u64,
@@ -242,6 +246,8 @@ impl Group {
             _ => Error { may_have_applied: MayHaveApplied::Unknown, ..error },
         };
         loop {
+            let answered = self.check_answers(vote, &members, &step).await;
+            answered.map_err(|error| failed(steps, error))?;
             let last = Precondition::LastMembershipLogId { last_membership_log_id: id };
             let written = Box::pin(self.raft.change_membership_if(step, false, [last])).await;
             let written = written.map_err(|error| failed(steps, self.not_changed(error, id)))?;
@@ -264,6 +270,48 @@ impl Group {
         // It is applied here, so it is committed.
         let metrics = self.raft.metrics().borrow_watched().clone();
         Ok(MembershipView::new(id.as_ref(), true, &members, &metrics))
+    }
+
+    /// Waits until majorities of the voters that `step` leads to and of those of `now` have confirmed a
+    /// frame that left after this call, for one lease at most. Other steps change no voters: for them the
+    /// open gate is enough.
+    async fn check_answers(&self, vote: Vote, now: &Membership, step: &Step) -> Result<(), Error> {
+        let ChangeMembers::ReplaceAllVoters(goal) = step else { return Ok(()) };
+        let configs = now.get_joint_config().iter().chain(std::iter::once(goal));
+        let configs: Vec<BTreeSet<ReplicaId>> =
+            configs.map(|ids| ids.iter().copied().map(ReplicaId).collect()).collect();
+        let gate = &self.replica.gate;
+        let asked = self.env.clock.boot();
+        let silent = || gate.silent(vote, &configs, asked).ok_or_else(|| self.not_leader());
+        if self.raft.trigger().heartbeat().await.is_err() {
+            return Err(self.not_leader());
+        }
+        let answers = async {
+            loop {
+                // Begun before the look, so that nothing in between is missed.
+                let changed = gate.changed();
+                if silent()?.is_empty() {
+                    return Ok::<(), Error>(());
+                }
+                changed.await;
+            }
+        };
+        if let Ok(answered) = tokio::time::timeout(gate.lease(), answers).await {
+            return answered;
+        }
+        let named = silent()?.into_iter().map(|id| match now.get_node(&id.0) {
+            Some(seat) => format!("{id} on node {}", seat.node),
+            None => id.to_string(),
+        });
+        let named: Vec<String> = named.collect();
+        if named.is_empty() {
+            return Ok(());
+        }
+        let reason = format!(
+            "no majority of the voters to be answers: silent are replicas {}",
+            named.join(", ")
+        );
+        Err(not_ready(reason))
     }
 
     /// Answers that nothing is to be done, if that is so and this replica leads beyond doubt.

@@ -167,6 +167,18 @@ fn a_folder_that_was_given_up_is_refused_by_name() {
 }
 
 #[test]
+fn an_empty_folder_comes_in_place_of_one_that_was_lost() {
+    let before = from_plan(&plan_of(4)).unwrap();
+    let mut all: Vec<Told> = (1..=4).map(|id| told(&before, id)).collect();
+    all[2].table = None;
+    all[2].heartbeat.incarnation = 8;
+    all[2].heartbeat.groups.clear();
+    let after = adopt(&all, None, 4, 6).unwrap();
+    let node = after.node(3).unwrap();
+    assert_eq!((node.incarnation, &node.lost), (8, &seats_on(&after, 3)));
+}
+
+#[test]
 fn a_table_that_lacks_lost_seats_of_its_node_is_not_taken_for_the_whole() {
     let before = from_plan(&plan_of(4)).unwrap();
     let mut all: Vec<Told> = (1..=4).map(|id| told(&before, id)).collect();

@@ -18,6 +18,9 @@
 //! Operators cannot ask for them. Neither can they for the short way out of CREATE and SEED, which
 //! leaves the new replica to be cleared up when its group has a leader again.
 //!
+//! A reseat that was to bring a member in and is cancelled takes with it what its plan has for the group
+//! after it and has not begun: a seat may be given up there because another one was to be filled.
+//!
 //! Every state that is not final has an exit, and no move holds up moves or plans of other groups.
 //!
 //! A move raises its group's generation when it begins, when it begins to be undone, and when it ends
@@ -28,7 +31,7 @@ use annulus_proto::v1::{MoveKind, MoveState};
 use annulus_types::ids::allocated_id;
 
 use super::{About, Change, Refusal};
-use crate::state::{StateExt, is_ended, order_members, seat_of};
+use crate::state::{StateExt, is_ended, main_node, order_members, seat_of};
 
 /// Unfinished moves that are kept. The steps of a plan beyond them are left out: any first part of
 /// a plan is safe, and the next plan has the rest.
@@ -78,7 +81,7 @@ pub(super) fn push(change: &mut Change, step: v1::Move) -> Result<u64, Refusal> 
         cancel: false,
         ..step
     };
-    let about = About { node: node_of(&step), group: Some(step.group), move_id: id };
+    let about = About { node: main_node(&step), group: Some(step.group), move_id: id };
     change.decide(about, format!("move {id} is planned: {}", describe(&step)), step.rule.clone());
     change.state.moves.push(step);
     Ok(id)
@@ -121,11 +124,6 @@ fn describe(step: &v1::Move) -> String {
         MoveKind::Transfer => format!("node {to} shall lead group {group}"),
         MoveKind::Rehome => format!("node {to} becomes the home of group {group}"),
     }
-}
-
-/// The node that a move is most about.
-fn node_of(step: &v1::Move) -> u32 {
-    step.to.or(step.from).map_or(0, |seat| seat.node)
 }
 
 /// Whether a move may go from its state to `next`.
@@ -173,6 +171,28 @@ pub(super) fn advance(change: &mut Change, advance: &v1::AdvanceMove) -> Result<
 
 /// Puts the move at `at` into another state, with all that goes with it.
 fn enter(change: &mut Change, at: usize, next: MoveState, why: &str) -> Result<(), Refusal> {
+    put_into(change, at, next, why)?;
+    let step = change.state.moves[at].clone();
+    let was_to_come = step.kind() == MoveKind::Reseat && step.to.is_some();
+    if next != MoveState::Cancelled || !was_to_come || step.plan == 0 {
+        return Ok(());
+    }
+    let why = format!("it builds on move {} of the same plan, which was cancelled", step.id);
+    for later in 0..change.state.moves.len() {
+        let other = &mut change.state.moves[later];
+        let builds_on_it = (other.plan, other.group) == (step.plan, step.group)
+            && other.id > step.id
+            && other.state() == MoveState::Planned;
+        if builds_on_it {
+            other.cancel = step.cancel;
+            put_into(change, later, MoveState::Cancelled, &why)?;
+        }
+    }
+    Ok(())
+}
+
+/// The same for this move alone.
+fn put_into(change: &mut Change, at: usize, next: MoveState, why: &str) -> Result<(), Refusal> {
     let step = change.state.moves[at].clone();
     let replica = if next == MoveState::Create {
         allocated_id(change.state.incarnation, change.count()?)
@@ -187,7 +207,7 @@ fn enter(change: &mut Change, at: usize, next: MoveState, why: &str) -> Result<(
             group.generation += 1;
         }
         if next == MoveState::Done && step.kind() == MoveKind::Rehome {
-            group.home = node_of(&step);
+            group.home = main_node(&step);
             group.lane = step.lane;
             group.pinned = 0;
             order_members(&mut group.members, group.home);
@@ -202,7 +222,7 @@ fn enter(change: &mut Change, at: usize, next: MoveState, why: &str) -> Result<(
     if is_ended(next) {
         entered.ended_ms = now_ms;
     }
-    let about = About { node: node_of(&step), group: Some(step.group), move_id: step.id };
+    let about = About { node: main_node(&step), group: Some(step.group), move_id: step.id };
     let state = next.as_str_name().trim_start_matches("MOVE_STATE_");
     change.decide(about, format!("move {}: {state}", step.id), why);
     Ok(())
@@ -232,7 +252,7 @@ pub(super) fn cancel(change: &mut Change, id: u64) -> Result<(), Refusal> {
         }
         Undo => {
             // Not about the move: its last decision tells since when it is in its state.
-            let about = About { node: node_of(step), group: Some(step.group), move_id: 0 };
+            let about = About { node: main_node(step), group: Some(step.group), move_id: 0 };
             change.state.moves[at].cancel = true;
             change.decide(
                 about,

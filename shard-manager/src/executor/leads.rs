@@ -15,6 +15,7 @@ use annulus_proto::v1;
 use annulus_proto::v1::MoveState;
 use annulus_proto::v1::command_request::Command;
 
+use super::health::Spares;
 use super::{Newcomer, PATIENCE_MS, Round, is_near, seat_in};
 use crate::sight::Seen;
 use crate::state::{StateExt, is_up, seats_on};
@@ -94,8 +95,10 @@ impl Round<'_> {
         {
             return self.advance(step, MoveState::Undo, "the group does not have the learner");
         }
-        if step.to.is_none() && !self.keeps_majority(step, report) {
-            return self.advance(step, MoveState::Cancelled, "the others would be no majority");
+        match self.spares(step, report) {
+            Spares::Yes => {}
+            Spares::Unheard => return self.wait(step, "the other voters to be heard"),
+            Spares::No(why) => return self.advance(step, MoveState::Cancelled, why),
         }
         let leaving = step.from.filter(|from| from.replica == report.replica);
         let Some(from) = leaving else {
@@ -125,19 +128,6 @@ impl Round<'_> {
         let command = Command::Transfer(v1::TransferLeadership { to });
         let tell = self.tell(leader.node, record, command);
         self.ask(tell, TRANSFER_RETRY_MS);
-    }
-
-    /// Whether the group could go on without the member that leaves, should nobody come.
-    pub(super) fn keeps_majority(&self, step: &v1::Move, report: &v1::GroupReport) -> bool {
-        let leaves = step.from.map_or(0, |from| from.replica);
-        let rest = report.seats.iter().filter(|seat| seat.voter && seat.replica != leaves);
-        let (mut voters, mut live) = (0, 0);
-        for seat in rest {
-            let is_live = self.state.node(seat.node).is_some_and(is_up);
-            voters += 1;
-            live += usize::from(is_live && !self.state.is_lost(seat.replica));
-        }
-        2 * live > voters
     }
 
     /// The voter that shall lead after this leader, when `passed` others have been tried: the home

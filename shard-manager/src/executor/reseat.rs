@@ -5,6 +5,7 @@ use annulus_proto::v1::MoveState;
 use annulus_proto::v1::command_request::Command;
 use annulus_proto::v1::manager_command::Command as Change;
 
+use super::health::{Health, Spares};
 use super::leads::TRY_MS;
 use super::{Asked, COPY_MS, Newcomer, PATIENCE_MS, Round, is_near, seat_in};
 use crate::sight::Seen;
@@ -171,8 +172,10 @@ impl Round<'_> {
                 return self.wait(step, "a voter that can lead");
             }
         }
-        if step.to.is_none() && !self.keeps_majority(step, report) {
-            return self.advance(step, back, "the others would be no majority");
+        match self.spares(step, report) {
+            Spares::Yes => {}
+            Spares::Unheard => return self.wait(step, "the other voters to be heard"),
+            Spares::No(why) => return self.advance(step, back, why),
         }
         let leaving = leaving.filter(|_| !leads);
         let remove = leaving.map(|seat| v1::Seat { replica: seat.replica, node: seat.node });
@@ -202,6 +205,19 @@ impl Round<'_> {
         // Who died before it votes must not be given a vote.
         if !self.newcomer_is_up(step) {
             return false;
+        }
+        match self.health(to.node, to.replica) {
+            Health::Sound => {}
+            Health::Broken if self.in_state_ms(step) >= PATIENCE_MS => {
+                let why = "the new replica serves nothing, or is not there";
+                let back = if votes { MoveState::Cancelled } else { MoveState::Undo };
+                self.advance(step, back, why);
+                return false;
+            }
+            Health::Unheard | Health::Broken => {
+                self.wait(step, "the new replica to be reported sound");
+                return false;
+            }
         }
         if votes {
             return true;

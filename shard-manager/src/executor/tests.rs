@@ -1,8 +1,9 @@
-//! Stories of single moves; how they end when something never comes is in `exits`, the laws for all of
-//! them are in `laws`.
+//! Stories of single moves; how they end when something never comes is in `exits`, whom a group counts on
+//! in `members`, the laws for all of them are in `laws`.
 
 mod exits;
 mod laws;
+mod members;
 mod world;
 
 use super::*;
@@ -45,7 +46,7 @@ fn turn(world: &mut World) -> Vec<Tell> {
     world.settle();
     world.heartbeats();
     world.round(usize::MAX);
-    let sent: Vec<Tell> = world.wire.iter().map(|(_, tell)| *tell).collect();
+    let sent: Vec<Tell> = world.wire.iter().map(|sent| sent.tell).collect();
     while !world.wire.is_empty() {
         world.deliver(0, true);
     }
@@ -372,6 +373,7 @@ fn pause_holds_back_what_has_not_begun() {
 #[test]
 fn two_reseats_per_node_and_the_urgent_first() {
     let mut world = World::new(6, 3);
+    turn(&mut world);
     // A node that takes in every group that it has no seat in.
     let node = 6;
     let moves: Vec<v1::Move> = world

@@ -3,6 +3,7 @@
 use annulus_proto::v1::node_change::Change as Wanted;
 
 use super::*;
+use crate::backoff::AGAIN_MS;
 use crate::state::from_plan;
 use crate::testing::{node_of, plan_of, put};
 
@@ -168,7 +169,8 @@ fn what_failed_is_tried_again_and_what_was_cancelled_is_not() {
         let proposals = schedule.next(&state, &none(), NOW);
         take(&mut state, proposals, NOW);
         let ids: Vec<u64> = state.unfinished().map(|step| step.id).collect();
-        for id in ids {
+        // The last first, so that each is still there.
+        for id in ids.into_iter().rev() {
             let end = if by_operator {
                 Change::Cancel(v1::CancelMove { id })
             } else {
@@ -181,10 +183,78 @@ fn what_failed_is_tried_again_and_what_was_cancelled_is_not() {
             };
             put(&mut state, end, NOW + 1).unwrap();
         }
-        assert!(schedule.next(&state, &none(), NOW + AGAIN_MS - 1).is_empty());
-        let again = schedule.next(&state, &none(), NOW + AGAIN_MS);
+        assert!(schedule.next(&state, &none(), NOW + AGAIN_MS).is_empty());
+        let again = schedule.next(&state, &none(), NOW + 1 + AGAIN_MS);
         assert_eq!(again.is_empty(), by_operator);
     }
+}
+
+#[test]
+fn what_fails_again_and_again_waits_longer_and_longer() {
+    let mut state = cluster(3);
+    join(&mut state, 4);
+    let mut schedule = Schedule::default();
+    let mut at_ms = NOW;
+    let mut expected: Vec<v1::Move> = Vec::new();
+    for delay_ms in [AGAIN_MS, 2 * AGAIN_MS, 4 * AGAIN_MS] {
+        let proposals = schedule.next(&state, &none(), at_ms);
+        let planned = moves(&proposals).to_vec();
+        // The same, until it comes about.
+        assert!(!planned.is_empty() && (expected.is_empty() || planned == expected));
+        take(&mut state, proposals, at_ms);
+        let ids: Vec<u64> = state.unfinished().map(|step| step.id).collect();
+        for id in ids {
+            // Whatever builds on it goes with it.
+            let _stale = put(&mut state, cancelled(id), at_ms);
+        }
+        assert_eq!(state.unfinished().count(), 0);
+        // Neither in time nor for another reason.
+        assert!(schedule.next(&state, &none(), at_ms + delay_ms - 1).is_empty());
+        schedule.again();
+        assert!(schedule.next(&state, &none(), at_ms + delay_ms - 1).is_empty());
+        // Another leader of group 0 waits as long.
+        assert!(Schedule::default().next(&state, &none(), at_ms + delay_ms - 1).is_empty());
+        (at_ms, expected) = (at_ms + delay_ms, planned);
+    }
+}
+
+/// A planned move ends by itself.
+fn cancelled(id: u64) -> Change {
+    Change::Advance(v1::AdvanceMove {
+        id,
+        expected: MoveState::Planned.into(),
+        next: MoveState::Cancelled.into(),
+        ..Default::default()
+    })
+}
+
+#[test]
+fn a_group_that_was_left_out_is_planned_for_whatever_another_group_waits_for() {
+    let mut state = cluster(5);
+    let groups = [state.groups[0].clone(), state.groups[1].clone()];
+    let transfer = |group: &v1::GroupRecord| v1::Move {
+        kind: v1::MoveKind::Transfer.into(),
+        group: group.id,
+        to: Some(group.members[1]),
+        ..Default::default()
+    };
+    let table_version = state.table_version;
+    let plan = groups.iter().map(transfer).collect();
+    let plan = v1::AddMoves { table_version, moves: plan, ..Default::default() };
+    put(&mut state, Change::AddMoves(plan), NOW).unwrap();
+    let damaged = BTreeSet::from([groups[0].members[2].replica, groups[1].members[2].replica]);
+    let mut schedule = Schedule::default();
+    let later = NOW + PATIENCE_MS;
+    let around = schedule.next(&state, &damaged, later);
+    assert!(moves(&around).iter().all(|step| groups.iter().all(|group| group.id != step.group)));
+    // One of the moves is over; the other one waits for ever.
+    let id = state.moves[0].id;
+    put(&mut state, cancelled(id), NOW).unwrap();
+    let proposals = schedule.next(&state, &damaged, later);
+    let steps = moves_of_others(&proposals, groups[1].id);
+    assert!(steps.iter().any(|step| step.from == Some(groups[0].members[2])), "{steps:?}");
+    take(&mut state, proposals, later);
+    assert!(schedule.next(&state, &damaged, later + PATIENCE_MS).is_empty());
 }
 
 #[test]

@@ -165,6 +165,27 @@ fn a_learner_stands_still_from_the_last_entry_that_it_took_from_a_leader() {
 }
 
 #[test]
+fn a_learner_of_an_idle_group_stands_still_from_the_first_entry_that_it_does_not_take() {
+    let state = cluster();
+    let group = state.groups[0].id;
+    let mut sight = Sight::new(0);
+    let mut tell = |last_index: u64, matched: u64, at_ms: u64| {
+        let learner = v1::SeatReport { replica: 99, node: 2, voter: false, matched };
+        let report = v1::GroupReport { last_index, seats: vec![learner], ..leads(&state, 5) };
+        sight.hear(&heartbeat(1, vec![report]), at_ms);
+        sight.stalled_ms(group, 99, at_ms)
+    };
+    assert_eq!(tell(10, 10, 1_000), 0);
+    // Nothing is written for an hour.
+    assert_eq!(tell(10, 10, 3_601_000), 0);
+    // It has what there was a moment ago; that is not yet a lag.
+    assert_eq!(tell(12, 10, 3_601_500), 0);
+    assert_eq!(tell(12, 10, 3_602_000), 500);
+    assert_eq!(tell(12, 11, 3_602_500), 0);
+    assert_eq!(tell(12, 11, 3_603_500), 1_000);
+}
+
+#[test]
 fn a_group_is_settled_as_long_as_a_leader_says_that_no_change_is_half_done() {
     let state = cluster();
     let group = state.groups[0].id;

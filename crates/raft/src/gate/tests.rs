@@ -150,3 +150,23 @@ fn a_leader_without_answers_falls_silent_and_tries_again() {
     core.replied(vote(5, 1), ReplicaId(3), ms(2300));
     assert!(core.may_send(ms(2400)), "one of two followers is a quorum with the leader");
 }
+
+#[test]
+fn whoever_keeps_a_config_from_a_majority_is_named() {
+    let mut core = leader(Weaken::default());
+    core.confirmed(vote(5, 1), ReplicaId(2), ms(100), ms(101));
+    core.confirmed(vote(5, 1), ReplicaId(4), ms(90), ms(101));
+    let silent = |core: &Core, configs: &[&[u64]], since| {
+        let configs: Vec<BTreeSet<ReplicaId>> = configs.iter().map(|ids| config(ids)).collect();
+        core.silent(vote(5, 1), &configs, since)
+    };
+    assert_eq!(silent(&core, &[&[1, 2, 3]], ms(100)), Some(config(&[])));
+    assert_eq!(silent(&core, &[&[1, 2, 3], &[1, 3, 4]], ms(90)), Some(config(&[])));
+    // A frame that left before the question says nothing; one majority does not make up for another.
+    assert_eq!(silent(&core, &[&[1, 2, 3], &[1, 3, 4]], ms(91)), Some(config(&[3, 4])));
+    assert_eq!(silent(&core, &[&[1, 3]], ms(90)), Some(config(&[3])), "half is no majority");
+    assert_eq!(silent(&core, &[&[2, 3, 4]], ms(90)), Some(config(&[])), "without the leader's own");
+    assert_eq!(core.silent(vote(4, 1), &[config(&[1])], ms(0)), None);
+    assert!(core.latch());
+    assert_eq!(silent(&core, &[&[1, 2, 3]], ms(100)), None);
+}

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use annulus_types::{Error, ErrorKind, NodeId, ReplicaId};
+use annulus_types::{Error, ErrorKind, MayHaveApplied, NodeId, ReplicaId};
 
 use super::cluster::{LONG, TestCluster, ms, until};
 use super::node::replica_of;
@@ -169,4 +169,55 @@ async fn a_leader_gives_leadership_away_before_its_seat() {
     let made = change(&cluster, 2, leave).await;
     assert_eq!(voters(&made), [2, 3]);
     cluster.propose(2, "x", 1, LONG).await.expect("the group works");
+}
+
+/// Replica 4 takes the place of replica `leaves`.
+fn swap_4_for(leaves: u32) -> Change {
+    Change { promote: Some(replica_of(4)), remove: Some(replica_of(leaves)), ..Change::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn voters_that_do_not_answer_are_not_proposed() {
+    let cluster = Box::pin(TestCluster::founded(4, 3, 96, WeakenHost::default())).await;
+    cluster.open_again(4).await.expect("a new replica opens");
+    let index = change(&cluster, 1, join_4()).await.index;
+    // Nodes 1 and 2 are a majority of the present voters, node 1 alone is none of those to be.
+    cluster.partition(1, 3);
+    cluster.partition(1, 4);
+    let group = cluster.group(1);
+    let refused = group.change_membership(index, swap_4_for(2), LONG).await;
+    let refused = refused.expect_err("nodes 3 and 4 are cut off");
+    let ErrorKind::NotReady { reason } = &refused.kind else { panic!("{refused:?}") };
+    let named = [3, 4].map(|node| format!("{} on node {node}", replica_of(node)));
+    assert!(named.iter().all(|name| reason.contains(name)), "{reason}");
+    assert_eq!(refused.may_have_applied, MayHaveApplied::No);
+    let view = group.membership();
+    assert_eq!((view.index, view.joint), (index, false), "nothing was written");
+    cluster.propose(1, "x", 1, LONG).await.expect("the group works");
+
+    cluster.heal(1, 4);
+    until("node 4 follows", || cluster.register(4, "x") == Some(1)).await;
+    let made = change(&cluster, 1, swap_4_for(2)).await;
+    assert_eq!((voters(&made), made.joint), (vec![1, 3, 4], false));
+    cluster.propose(1, "x", 2, LONG).await.expect("the group works");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_change_is_finished_while_a_majority_of_either_half_answers() {
+    let cluster = Box::pin(TestCluster::founded(4, 3, 97, WeakenHost::default())).await;
+    cluster.open_again(4).await.expect("a new replica opens");
+    change(&cluster, 1, join_4()).await;
+    let seats: BTreeMap<u64, Seat> =
+        (1..=4).map(|node| (replica_of(node).0, Seat { node: NodeId(node) })).collect();
+    let configs = vec![config([1, 2, 3]), config([1, 2, 4])];
+    let joint = Membership::new(configs, seats).expect("every voter has a seat");
+    let group = cluster.group(1);
+    let left = Box::pin(group.raft.append_membership(joint, Payload::Blank, Vec::new())).await;
+    left.expect("all are there");
+    // Who leaves and who comes are both gone.
+    cluster.partition(1, 3);
+    cluster.partition(1, 4);
+    let made = change(&cluster, 1, swap_4_for(3)).await;
+    assert_eq!((voters(&made), made.joint), (vec![1, 2, 4], false));
+    cluster.propose(1, "x", 1, LONG).await.expect("the group works");
 }

@@ -208,3 +208,51 @@ fn whoever_cancels_is_told_what_becomes_of_the_move() {
     assert_eq!(state.entered_ms(step), NOW);
     put(&mut state, advance(id, Undo, Cancelled), NOW).unwrap();
 }
+
+#[test]
+fn what_builds_on_a_member_that_does_not_come_is_cancelled_with_it() {
+    use MoveState::{Cancelled, Create, Planned, Undo};
+    for begun in [false, true] {
+        for by_operator in [false, true] {
+            let mut state = movable();
+            let group = state.groups[0].clone();
+            let comes = v1::Move { from: None, ..reseat(&state, 0) };
+            let leads = v1::Move { kind: MoveKind::Rehome.into(), ..comes.clone() };
+            let goes = v1::Move { to: None, from: Some(group.members[0]), ..comes.clone() };
+            let of_another = v1::Move { group: state.groups[1].id, to: to(4), ..leads.clone() };
+            // A step before it, and one of another plan.
+            let before = v1::Move { to: Some(group.members[1]), ..leads.clone() };
+            let plan = add(&state, vec![before, comes, leads, goes.clone(), of_another]);
+            put(&mut state, plan, NOW).unwrap();
+            let (plan, table_version) = (10, state.table_version);
+            let other =
+                v1::AddMoves { plan, table_version, moves: vec![goes], ..Default::default() };
+            put(&mut state, Command::AddMoves(other), NOW).unwrap();
+            let id = state.moves[1].id;
+            if begun {
+                put(&mut state, advance(id, Planned, Create), NOW).unwrap();
+            }
+            if by_operator {
+                put(&mut state, Command::Cancel(v1::CancelMove { id }), NOW).unwrap();
+            } else if begun {
+                put(&mut state, advance(id, Create, Undo), NOW).unwrap();
+            }
+            if begun {
+                // It may still come.
+                assert_eq!(state.moves[3].state(), Planned);
+                put(&mut state, advance(id, Undo, Cancelled), NOW + 1).unwrap();
+            } else if !by_operator {
+                put(&mut state, advance(id, Planned, Cancelled), NOW + 1).unwrap();
+            }
+            let states: Vec<MoveState> = state.moves.iter().map(v1::Move::state).collect();
+            let expected = [Planned, Cancelled, Cancelled, Cancelled, Planned, Planned];
+            assert_eq!(states, expected);
+            for step in &state.moves[1..4] {
+                assert_eq!((step.ended_ms, step.cancel), (state.moves[1].ended_ms, by_operator));
+            }
+            let told = state.history.last().unwrap();
+            assert_eq!(told.move_id, state.moves[3].id);
+            assert!(told.why.contains(&format!("builds on move {id}")), "{}", told.why);
+        }
+    }
+}

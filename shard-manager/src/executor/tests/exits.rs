@@ -4,7 +4,7 @@ use super::*;
 use crate::schedule::Schedule;
 
 /// Turns until `done`; returns how long that took. A turn is a quarter of a second.
-fn until(world: &mut World, most_ms: u64, done: impl Fn(&World) -> bool) -> u64 {
+pub(super) fn until(world: &mut World, most_ms: u64, done: impl Fn(&World) -> bool) -> u64 {
     let begun_ms = world.now.mono_ms;
     while !done(world) {
         let passed_ms = world.now.mono_ms - begun_ms;
@@ -15,19 +15,19 @@ fn until(world: &mut World, most_ms: u64, done: impl Fn(&World) -> bool) -> u64 
     world.now.mono_ms - begun_ms
 }
 
-fn pass(world: &mut World, ms: u64) {
+pub(super) fn pass(world: &mut World, ms: u64) {
     let end_ms = world.now.mono_ms + ms;
     until(world, ms + 1_000, |world| world.now.mono_ms >= end_ms);
 }
 
 /// Why the move came to the state in which it is.
-fn last_word(world: &World, id: u64) -> String {
+pub(super) fn last_word(world: &World, id: u64) -> String {
     let told = world.state.history.iter().rfind(|decision| decision.move_id == id);
     told.map(|decision| decision.why.clone()).unwrap_or_default()
 }
 
 /// A world with one move that has come to `state`: its group, the move, its newcomer.
-fn stopped_in(state: MoveState, from: usize) -> (World, u64, u64, v1::MemberRoute) {
+pub(super) fn stopped_in(state: MoveState, from: usize) -> (World, u64, u64, v1::MemberRoute) {
     let mut world = World::new(5, 3);
     let (group, node) = (world.state.groups[0].id, outsider(&world));
     let step = reseat(&world, Some(from), Some(node));
@@ -38,7 +38,7 @@ fn stopped_in(state: MoveState, from: usize) -> (World, u64, u64, v1::MemberRout
 }
 
 /// Whether every replica is a member that votes, and every member is there.
-fn is_clean(world: &World) -> bool {
+pub(super) fn is_clean(world: &World) -> bool {
     let members = world.groups.values().flat_map(|group| &group.members);
     let mut seated = BTreeSet::new();
     for (replica, (node, voter)) in members {
@@ -156,6 +156,8 @@ fn the_way_back_ends_though_nobody_helps_with_it() {
 #[test]
 fn a_member_that_is_dropped_stays_when_the_others_are_no_majority_any_more() {
     let mut world = World::new(5, 3);
+    // There is one too many.
+    world.state.replication = 2;
     let group = world.state.groups[0].id;
     let before = voters(&world, group);
     let (leader, other) =

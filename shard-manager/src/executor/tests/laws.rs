@@ -70,10 +70,19 @@ fn step(state: &v1::ManagerState, (group, kind, pick): (usize, usize, usize)) ->
     v1::Move { kind: kind.into(), group: group.id, from, to, priority, ..Default::default() }
 }
 
-/// A seat that is given up: only for groups that nothing else is planned for.
-fn drop_step(group: &v1::GroupRecord, pick: usize) -> v1::Move {
+/// A seat that is given up, as a planner does it when another one was filled before; or without that.
+fn drop_steps(state: &v1::ManagerState, (group, pick): (usize, usize)) -> Vec<v1::Move> {
+    let group = &state.groups[group % state.groups.len()];
     let from = Some(group.members[pick % group.members.len()]);
-    v1::Move { group: group.id, from, ..Default::default() }
+    let goes = v1::Move { group: group.id, from, ..Default::default() };
+    if pick / 7 % 4 == 0 {
+        return vec![goes];
+    }
+    let outside = (1..=NODES).filter(|node| seats_on(group, *node).next().is_none());
+    let node =
+        outside.cycle().nth(pick % 5).expect("a group has fewer members than there are nodes");
+    let to = Some(v1::MemberRoute { node, replica: 0, learner: false });
+    vec![v1::Move { to, from: None, ..goes.clone() }, goes]
 }
 
 fn happen(world: &mut World, event: Event, wiped: &mut Option<u32>) {
@@ -99,8 +108,7 @@ fn happen(world: &mut World, event: Event, wiped: &mut Option<u32>) {
         }
         // One at a time: a majority of every group lives.
         Event::Wipe(node) => {
-            let drops = world.state.moves.iter().any(|step| step.to.is_none());
-            if wiped.is_none() && !drops && world.nodes.values().all(|node| node.is_up) {
+            if wiped.is_none() && world.nodes.values().all(|node| node.is_up) {
                 world.wipe(node);
                 *wiped = Some(node);
             }
@@ -228,10 +236,13 @@ fn go_wrong(world: &mut World, fault: Fault) {
     }
 }
 
-/// The first move that should have ended and has not. One that never began may wait for a leader.
+/// The first move that should have ended and has not. One that never began may wait for a leader, or for a
+/// change that nobody finishes.
 fn unended(world: &World) -> Option<String> {
     let may_wait = |step: &&v1::Move| {
-        step.state() == MoveState::Planned && world.leader_node(step.group).is_none()
+        let is_settled = world.groups[&step.group].next.is_none();
+        let is_led = world.leader_node(step.group).is_some();
+        step.state() == MoveState::Planned && !(is_led && is_settled)
     };
     world.state.unfinished().find(|step| !may_wait(step)).map(|step| format!("{step:?}"))
 }
@@ -295,8 +306,8 @@ fn settle_with_faults(world: &mut World) {
     }
     (world.is_slow, world.bad_digests) = (false, 0);
     let mut wrong = None;
-    // Enough for three moves one after another, each given up twice.
-    for _ in 0..900 {
+    // Enough for five moves of one group, each given up twice.
+    for _ in 0..1_500 {
         world.tick(1_000);
         world.settle();
         world.heartbeats();
@@ -330,11 +341,8 @@ proptest! {
         let mut world = World::new(NODES, replication);
         let mut moves: Vec<v1::Move> =
             steps.into_iter().map(|choice| step(&world.state, choice)).collect();
-        if let Some((group, pick)) = dropped.filter(|_| replication > 1) {
-            let record = &world.state.groups[group % world.state.groups.len()];
-            moves.retain(|step| step.group != record.id);
-            moves.push(drop_step(record, pick));
-        }
+        // Whatever else is planned for the same group.
+        moves.extend(dropped.into_iter().flat_map(|choice| drop_steps(&world.state, choice)));
         add(&mut world, moves);
         let mut wiped = None;
         for event in events {
@@ -365,11 +373,8 @@ proptest! {
         let is_small = replication < 3;
         let mut moves: Vec<v1::Move> =
             steps.into_iter().map(|choice| step(&world.state, choice)).collect();
-        if let Some((group, pick)) = dropped.filter(|_| replication > 1) {
-            let record = &world.state.groups[group % world.state.groups.len()];
-            moves.retain(|step| step.group != record.id);
-            moves.push(drop_step(record, pick));
-        }
+        // Whatever else is planned for the same group.
+        moves.extend(dropped.into_iter().flat_map(|choice| drop_steps(&world.state, choice)));
         add(&mut world, moves);
         let mut wiped = None;
         for event in events {

@@ -38,8 +38,8 @@ pub struct Replica {
     pub halted: bool,
     /// Its log is lost: it cannot tell when it had a seat.
     pub is_partial: bool,
-    /// The newest membership in its log that holds it; 0: none does.
-    member_at: u64,
+    /// The newest membership in its log that holds it.
+    member_at: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -47,6 +47,8 @@ pub struct Group {
     /// Of the membership entry.
     pub index: u64,
     pub members: Members,
+    /// All settled memberships so far with their indexes, this one too: what members may tell that lag.
+    past: Vec<(u64, Members)>,
     /// What a change under way leads to.
     pub next: Option<Members>,
     /// The term of the leader that was asked for it. Another leader commits what was appended, and
@@ -58,6 +60,18 @@ pub struct Group {
     last: u64,
 }
 
+/// A command, and what could be known when it was sent: it may arrive when all is different.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    /// The term of the manager.
+    term: u64,
+    pub tell: Tell,
+    /// Replicas that were reported sound last, by nodes that count as up.
+    sound: BTreeSet<u64>,
+    /// Live members that its group should keep.
+    least: usize,
+}
+
 pub struct World {
     pub state: v1::ManagerState,
     pub sight: Sight,
@@ -65,10 +79,12 @@ pub struct World {
     pub term: u64,
     pub nodes: BTreeMap<u32, Node>,
     pub groups: BTreeMap<u64, Group>,
-    /// Commands on their way, with the term in which they were sent.
-    pub wire: Vec<(u64, Tell)>,
+    /// Commands on their way.
+    pub wire: Vec<Sent>,
     /// Commands that arrived, and may arrive again.
-    late: Vec<(u64, Tell)>,
+    late: Vec<Sent>,
+    /// By node: the life that was heard last, and which of its replicas were sound then.
+    heard: BTreeMap<u32, (u64, BTreeSet<u64>)>,
     /// Changes of membership take long, and their answers do not come back.
     pub is_slow: bool,
     /// So many comparisons of digests will fail.
@@ -93,7 +109,8 @@ fn refused(reason: &str) -> Error {
 }
 
 impl World {
-    /// Equal nodes, eight shards, and one group per node beside the manager's own.
+    /// Equal nodes, eight shards, and one group per node beside the manager's own. The first membership is
+    /// entry 0 in every other group, the first one among them.
     pub fn new(nodes: u32, replication: u32) -> Self {
         let plan = v1::Plan { shards: 8, lanes: 1, replication, ..plan_of(nodes) };
         let state = from_plan(&plan).unwrap();
@@ -105,6 +122,7 @@ impl World {
             groups: BTreeMap::new(),
             wire: Vec::new(),
             late: Vec::new(),
+            heard: BTreeMap::new(),
             is_slow: false,
             bad_digests: 0,
             verified: BTreeSet::new(),
@@ -119,17 +137,23 @@ impl World {
         for id in 1..=nodes {
             world.nodes.insert(id, Node { is_up: true, life: 7, ..Node::default() });
         }
-        for record in world.state.all_groups() {
+        for (record, index) in world.state.all_groups().zip([0, 1].into_iter().cycle()) {
             let mut members = Members::new();
             for member in &record.members {
                 members.insert(member.replica, (member.node, true));
-                let replica =
-                    Replica { group: record.id, matched: 10, member_at: 1, ..Replica::default() };
+                let replica = Replica {
+                    group: record.id,
+                    matched: 10,
+                    member_at: Some(index),
+                    ..Replica::default()
+                };
                 let node = world.nodes.get_mut(&member.node).unwrap();
                 node.replicas.insert(member.replica, replica);
             }
             let leader = record.members[0].replica;
-            let group = Group { index: 1, members, leader, term: 1, last: 10, ..Group::default() };
+            let past = vec![(index, members.clone())];
+            let group =
+                Group { index, members, past, leader, term: 1, last: 10, ..Group::default() };
             world.groups.insert(record.id, group);
         }
         world
@@ -145,12 +169,14 @@ impl World {
         votes.filter(|(replica, (node, _))| self.is_alive(**replica, *node)).count()
     }
 
+    /// Whether a majority of these lives.
+    fn can_agree(&self, members: &Members) -> bool {
+        2 * self.live(members) > voters_of(members).len()
+    }
+
     fn has_quorum(&self, group: &Group) -> bool {
-        let majority = |members: &Members| {
-            let voters = members.values().filter(|(_, voter)| *voter).count();
-            2 * self.live(members) > voters
-        };
-        majority(&group.members) && group.next.as_ref().is_none_or(majority)
+        self.can_agree(&group.members)
+            && group.next.as_ref().is_none_or(|next| self.can_agree(next))
     }
 
     /// The leader's node, if somebody leads with a majority.
@@ -200,7 +226,7 @@ impl World {
                 if let Some(held) = node.replicas.get_mut(replica).filter(|_| node.is_up) {
                     let slow = self.slow.get(replica).map(|entries| held.matched + entries);
                     held.matched = slow.unwrap_or(group.last).min(group.last);
-                    held.member_at = group.index;
+                    held.member_at = Some(group.index);
                 }
             }
         }
@@ -208,12 +234,8 @@ impl World {
 
     /// Whether the voters are being changed.
     pub fn is_joint(&self, id: u64) -> bool {
-        let votes = |members: &Members| -> BTreeSet<u64> {
-            let voters = members.iter().filter(|(_, (_, voter))| *voter);
-            voters.map(|(replica, _)| *replica).collect()
-        };
         let group = &self.groups[&id];
-        group.next.as_ref().is_some_and(|next| votes(next) != votes(&group.members))
+        group.next.as_ref().is_some_and(|next| voters_of(next) != voters_of(&group.members))
     }
 
     /// A leader dies when half of its change is done: one that takes a member's seat away.
@@ -252,6 +274,7 @@ impl World {
     fn commit(group: &mut Group, members: Members) {
         group.last += 1;
         group.index = group.last;
+        group.past.push((group.index, members.clone()));
         group.members = members;
         if !group.members.get(&group.leader).is_some_and(|(_, voter)| *voter) {
             group.leader = 0;
@@ -360,7 +383,33 @@ impl World {
                 ..Default::default()
             };
             self.sight.hear(&request, self.now.mono_ms);
+            let sound = self.nodes[&id].replicas.iter().filter(|(_, held)| !held.halted);
+            let sound = sound.map(|(replica, _)| *replica).collect();
+            self.heard.insert(id, (life, sound));
         }
+    }
+
+    /// The replicas that somebody who listens may count on.
+    fn believed_sound(&self) -> BTreeSet<u64> {
+        let up = self.state.nodes.iter().filter(|node| is_up(node));
+        let heard = up.filter_map(|node| {
+            let (life, sound) = self.heard.get(&id_of(node))?;
+            (*life == node.incarnation).then_some(sound)
+        });
+        heard.flatten().copied().filter(|replica| !self.state.is_lost(*replica)).collect()
+    }
+
+    /// Live members below which no plan brings a group: its replication, or as many as there are nodes that
+    /// do not drain and are not gone for long.
+    fn least(&self, group: u64) -> usize {
+        let down_after_ms = self.state.settings().down_after_ms;
+        let is_there = |node: &&v1::NodeRecord| {
+            let is_gone = self.now.group_ms - node.down_since_ms >= down_after_ms;
+            !node.draining && (is_up(node) || !is_gone)
+        };
+        let nodes = self.state.nodes.iter().filter(is_there).count();
+        // The manager's own group only keeps a majority.
+        if group == 0 { 0 } else { nodes.min(self.state.replication as usize) }
     }
 
     pub fn heartbeats(&mut self) {
@@ -389,7 +438,8 @@ impl World {
                 Action::Propose(command) => self.propose(command.command.unwrap()),
                 Action::Tell(tell) => {
                     self.sight.sent(tell.errand(), self.now.mono_ms);
-                    self.wire.push((self.term, tell));
+                    let (sound, least) = (self.believed_sound(), self.least(tell.group));
+                    self.wire.push(Sent { term: self.term, tell, sound, least });
                 }
             }
         }
@@ -400,33 +450,38 @@ impl World {
         if self.wire.is_empty() {
             return;
         }
-        let (term, tell) = self.wire.remove(pick % self.wire.len());
-        let result = self.perform(term, &tell);
-        self.late.push((term, tell));
+        let sent = self.wire.remove(pick % self.wire.len());
+        let result = self.perform(&sent);
         let result = if is_answered { result } else { Err(refused("lost")) };
-        self.answer(term, &tell, result);
+        self.answer(&sent, result);
+        self.late.push(sent);
     }
 
     /// A command is lost.
     pub fn lose(&mut self, pick: usize) {
         if !self.wire.is_empty() {
-            let (term, tell) = self.wire.remove(pick % self.wire.len());
-            self.late.push((term, tell));
-            self.answer(term, &tell, Err(refused("lost")));
+            let sent = self.wire.remove(pick % self.wire.len());
+            self.answer(&sent, Err(refused("lost")));
+            self.late.push(sent);
         }
     }
 
     /// A command arrives that arrived before, or was thought to be lost.
     pub fn repeat(&mut self, pick: usize) {
         if !self.late.is_empty() {
-            let (term, tell) = self.late[pick % self.late.len()];
-            let _unheard = self.perform(term, &tell);
+            let sent = self.late[pick % self.late.len()].clone();
+            let _unheard = self.perform(&sent);
         }
     }
 
-    fn answer(&mut self, term: u64, tell: &Tell, result: Result<v1::CommandReply, Error>) {
-        if term == self.term {
-            self.sight.answered(tell.errand(), result, self.now.mono_ms);
+    fn answer(&mut self, sent: &Sent, result: Result<v1::CommandReply, Error>) {
+        if sent.term == self.term {
+            self.sight.answered(sent.tell.errand(), result, self.now.mono_ms);
         }
     }
+}
+
+fn voters_of(members: &Members) -> BTreeSet<u64> {
+    let voters = members.iter().filter(|(_, (_, voter))| *voter);
+    voters.map(|(replica, _)| *replica).collect()
 }

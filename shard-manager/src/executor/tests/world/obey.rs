@@ -1,15 +1,20 @@
 //! What a node of the world does with a command, and what must never be asked of it.
+//!
+//! What is asked is judged by what could be known when it was sent. A node itself obeys as a real one does:
+//! any membership that some member of the group once had settled may be told to it as a proof (H4), also an
+//! early one, by a member that lags; and a leader begins no change to voters of which no majority lives.
 
 use annulus_proto::v1;
 use annulus_proto::v1::command_request::Command;
 use annulus_types::Error;
 
-use super::{Members, Replica, World, refused};
+use super::{Members, Replica, Sent, World, refused, voters_of};
 use crate::sight::Tell;
 
 impl World {
     /// What a node does with a command.
-    pub(super) fn perform(&mut self, term: u64, tell: &Tell) -> Result<v1::CommandReply, Error> {
+    pub(super) fn perform(&mut self, sent: &Sent) -> Result<v1::CommandReply, Error> {
+        let (term, tell) = (sent.term, &sent.tell);
         let node = self.nodes.get_mut(&tell.node).unwrap();
         if !node.is_up || node.life != tell.incarnation {
             return Err(refused("nobody of that life is there"));
@@ -48,7 +53,7 @@ impl World {
                 Ok(v1::CommandReply { equal, ..self.reply(tell) })
             }
             Command::Transfer(transfer) => self.transfer(tell, transfer.to),
-            Command::Change(change) => self.change(tell, change),
+            Command::Change(change) => self.change(sent, change),
         }
     }
 
@@ -78,20 +83,25 @@ impl World {
         floor: Option<u64>,
     ) -> Result<v1::CommandReply, Error> {
         let group = &self.groups[&tell.group];
-        let holds = group.members.contains_key(&id)
-            || group.next.as_ref().is_some_and(|next| next.contains_key(&id));
         let counts = |members: &Members| members.get(&id).is_some_and(|(_, voter)| *voter);
         let votes = counts(&group.members) || group.next.as_ref().is_some_and(counts);
         let node = self.nodes.get_mut(&tell.node).unwrap();
         if let Some(held) = node.replicas.get(&id) {
-            let own = Some(held.member_at).filter(|at| *at > 0 && !held.is_partial);
+            let own = held.member_at.filter(|_| !held.is_partial);
             match floor {
                 Some(floor) => {
                     let told = floor.checked_sub(1).filter(|_| held.is_partial);
-                    let is_past = own.or(told).is_some_and(|at| group.index > at);
-                    if holds || !is_past || group.next.is_some() {
+                    let Some(bar) = own.or(told) else { return Err(refused("no proof")) };
+                    let mut past = group.past.iter();
+                    let is_proof = |(index, members): &&(u64, Members)| {
+                        *index > bar && !members.contains_key(&id)
+                    };
+                    let Some((proof, _)) = past.find(is_proof) else {
                         return Err(refused("no proof"));
-                    }
+                    };
+                    let voted = group.past.iter().rfind(|(_, members)| counts(members));
+                    let is_before = voted.is_some_and(|(index, _)| proof < index);
+                    assert!(!is_before, "{tell:?} by entry {proof}, and voted later: {group:?}");
                 }
                 None if held.is_partial => return Err(refused("nobody knows what it was")),
                 None if own.is_some() => return Err(refused("it was a member")),
@@ -122,9 +132,10 @@ impl World {
 
     fn change(
         &mut self,
-        tell: &Tell,
+        sent: &Sent,
         change: v1::ChangeMembership,
     ) -> Result<v1::CommandReply, Error> {
+        let tell = &sent.tell;
         let is_joint = self.is_joint(tell.group);
         let group = &self.groups[&tell.group];
         if group.index != change.membership_index {
@@ -161,7 +172,11 @@ impl World {
         if members == group.members {
             return Ok(self.reply(tell));
         }
-        self.check_change(tell, change, &members);
+        let is_other = voters_of(&members) != voters_of(&group.members);
+        if is_other && !self.can_agree(&members) {
+            return Err(refused("no majority of the voters to be answers"));
+        }
+        self.check_change(sent, change, &members);
         let group = self.groups.get_mut(&tell.group).unwrap();
         if self.is_slow {
             Self::append(group, members);
@@ -171,22 +186,27 @@ impl World {
         Ok(self.reply(tell))
     }
 
-    /// Live members never get fewer by a change, unless the plan is that one goes.
-    fn check_change(&self, tell: &Tell, change: v1::ChangeMembership, members: &Members) {
-        let group = &self.groups[&tell.group];
-        let comes = change.promote.map(|seat| self.is_alive(seat.replica, seat.node));
-        // Moves that ended too: what they asked for may arrive later.
-        let leaves = |step: &&v1::Move| {
-            let leaves = step.from.map(|from| from.replica);
-            leaves.is_some() && leaves == change.remove.map(|seat| seat.replica)
-        };
-        let drops = self.state.moves.iter().filter(leaves).any(|step| step.to.is_none());
-        let replaced = self.state.moves.iter().filter(leaves).any(|step| {
-            step.to.is_some_and(|to| group.members.get(&to.replica).is_some_and(|to| to.1))
-        });
-        if comes != Some(false) && !drops && !replaced {
-            let (before, after) = (self.live(&group.members), self.live(members));
-            assert!(after >= before, "{tell:?} leaves {after} of {before} live members");
+    /// By what was known when it was sent: live voters never get fewer by a change, unless one leaves for
+    /// whom another one came before, or whom the group can spare.
+    fn check_change(&self, sent: &Sent, change: v1::ChangeMembership, members: &Members) {
+        let group = &self.groups[&sent.tell.group];
+        let live = |members: &Members| voters_of(members).intersection(&sent.sound).count();
+        let (before, after) = (live(&group.members), live(members));
+        if after >= before {
+            return;
         }
+        // Moves that ended too: what they asked for may arrive later.
+        let gone = change.remove.map(|seat| seat.replica);
+        let leaves = |step: &&v1::Move| step.from.is_some_and(|from| Some(from.replica) == gone);
+        let came = |to: v1::MemberRoute| {
+            members.get(&to.replica).is_some_and(|to| to.1) && sent.sound.contains(&to.replica)
+        };
+        let mut moves = self.state.moves.iter().filter(leaves);
+        if moves.clone().any(|step| step.to.is_some_and(came)) {
+            return;
+        }
+        let least = sent.least.max(voters_of(members).len() / 2 + 1);
+        let is_spared = moves.any(|step| step.to.is_none()) && after >= least;
+        assert!(is_spared, "{sent:?} leaves {after} of {before} live members, {least} are to stay");
     }
 }
