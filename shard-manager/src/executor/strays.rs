@@ -28,9 +28,10 @@
 //! - *Its group's leader* has confirmed just before, by a strict read, that the membership does not hold
 //!   it. The command for that is of this reign, which fences off every earlier one at that node; what of
 //!   them was under way there has ended, for a node carries out one change of a group at a time.
-//! - *Every node that votes* in the group has told that it obeys this reign, or a later one: no command of a
-//!   former manager begins at any of them any more, whoever leads next. What a former leader has appended
-//!   stands in the log of the present one, so that the read shows it, or is lost.
+//! - *Every node that votes* in the group, but for those that are dead, has told that it obeys this reign, or
+//!   a later one: no command of a former manager begins at any of them any more, whoever leads next. What a
+//!   former leader has appended stands in the log of the present one, so that the read shows it, or is lost.
+//!   Of a dead one that comes back the same is true as of a change that was begun before, below.
 //!
 //! What is left is a change that a former leader began before, and that its group takes only when it leads
 //! again: a learner without a replica, which is removed like any that no move wants.
@@ -50,6 +51,7 @@ use annulus_proto::v1::manager_command::Command as Change;
 
 use super::leads::TRY_MS;
 use super::{Asked, RETRY_MS, Round, seat_in};
+use crate::planning::is_dead;
 use crate::sight::Seen;
 use crate::state::{StateExt, seat_of};
 
@@ -152,7 +154,13 @@ impl Round<'_> {
         let tell = self.tell(seen.node, record, command);
         let Asked::Failed = self.ask(tell, CLEAR_RETRY_MS) else { return };
         // Its node has no proof. Perhaps it never was a member.
-        let mut voters = report.seats.iter().filter(|seat| seat.voter);
+        // A voter that is gone may obey a former manager at most in bringing the replica in as a learner,
+        // which is removed then; waiting for its word could be for ever.
+        let is_gone = |node: u32| {
+            let known = self.state.node(node);
+            known.is_none_or(|known| is_dead(self.state, known, self.now.group_ms))
+        };
+        let mut voters = report.seats.iter().filter(|seat| seat.voter && !is_gone(seat.node));
         if !is_own && !voters.all(|seat| self.sight.obeys(self.state, seat.node)) {
             let why = "its group does not have it, its node has no proof of that, and a voter may obey \
                        a former manager";

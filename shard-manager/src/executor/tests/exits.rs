@@ -292,6 +292,22 @@ fn what_a_former_manager_has_begun_is_cleared_up() {
 }
 
 #[test]
+fn what_a_former_manager_has_begun_is_cleared_up_beside_a_voter_that_is_gone() {
+    let (mut world, group, _, to) = stopped_in(MoveState::Seed, 2);
+    let is_there = |world: &World| world.nodes[&to.node].replicas.contains_key(&to.replica);
+    until(&mut world, 5_000, is_there);
+    let gone = voters(&world, group).into_iter().find(|node| {
+        world.leader_node(group) != Some(*node) && world.leader_node(0) != Some(*node)
+    });
+    world.bury(gone.unwrap());
+    world.replace_manager();
+    pass(&mut world, 30_000);
+    assert!(is_there(&world), "the voter may come back and obey");
+    let limit_ms = world.state.settings().down_after_ms + 60_000;
+    until(&mut world, limit_ms, |world| !is_there(world));
+}
+
+#[test]
 fn a_group_without_a_leader_holds_up_no_home_no_move_and_no_plan() {
     let (mut world, group, id, _) = stopped_in(MoveState::CatchUp, 2);
     world.leaderless.insert(group);
